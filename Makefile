@@ -1,0 +1,68 @@
+# `make demo` and `make test` set everything up by themselves, in .venv and nowhere else.
+
+PYTHON ?= python3
+CXX ?= g++
+VENV := .venv
+PY := $(VENV)/bin/python
+# What a first installation takes where it is to be had; any torch >= 2.11 that is already there is kept.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+# Enough for a quick build: other GPUs run the PTX. Unset it for a build of every architecture.
+export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := $(shell find csrc -type f -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint format bench gpu clean
+
+demo: $(VENV)/.built
+	$(VENV)/bin/agmh-fast demo
+
+test: $(VENV)/.built
+	$(PY) -m pytest -q
+
+lint: $(VENV)/.built
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
+
+format: $(VENV)/.built
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(SOURCES)
+
+bench: $(VENV)/.bench
+	$(PY) -m pytest bench/ --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+gpu: $(VENV)/.bench
+	$(PY) -m pytest -q -m gpu
+	$(PY) -m pytest bench/ --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info agmh_fast/*.so
+
+# Each requirement that is missing is one line that says what to install.
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	  || { echo "agmh-fast: Python 3.10 or newer is needed: install python3, or name one with make PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "agmh-fast: Python's venv module is missing: install python3-venv" >&2; exit 2; }
+	@command -v $(CXX) >/dev/null 2>&1 \
+	  || { echo "agmh-fast: no C++ compiler: install g++ (or name one with make CXX=...)" >&2; exit 2; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo "agmh-fast: Python.h is missing: install python3-dev" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: $(PY)
+	$(PY) -m pip install -q --upgrade 'pip>=24' 'setuptools>=77' wheel ninja 'pybind11>=2.13'
+	$(PY) -c 'import torch, torchvision' 2>/dev/null \
+	  || $(PY) -m pip install -q $(TORCH) || $(PY) -m pip install -q 'torch>=2.11' torchvision
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.built
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev,bench]'
+	touch $@

@@ -1,0 +1,5 @@
+"""`python -m agmh_fast …` is `agmh-fast …`."""
+
+from agmh_fast.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,120 @@
+"""What a dataset is to the trainer: two splits of images that can be loaded in any order, by any number of workers.
+
+A batch is a function of the items in it and, for a random view, of (seed, epoch, batch number): not of the process
+that loads it nor of what was loaded before. A run that is stopped and resumed therefore sees the images it would have
+seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from agmh_fast.errors import require, require_int
+
+
+class ImageSet(Protocol):
+    """One split. `labels` is (N,) int64 class indices or (N, classes) multi-hot; an item is a position 0..N-1."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def load(self, items: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Images (B, C, H, W) float32, normalised, of `items` (B,) int64, on the CPU.
+
+        With a generator each image is a random augmented view drawn from that generator alone; with None the view is
+        the deterministic one. Must be safe to call in a worker process.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """A dataset laid out for retrieval: `query` images are searched for among the `database` images.
+
+    `mean` and `std` (one number a channel, on the scale where white is 1) are those the images were normalised with.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    database: ImageSet
+    query: ImageSet
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels tell apart."""
+        return len(self.class_names)
+
+    def pictures(self, images: Tensor) -> np.ndarray:
+        """Normalised images (B, C, H, W), C of 1 or 3, as uint8 (B, H, W, 3) to look at. Raises InputError."""
+        require(
+            isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == len(self.mean),
+            f"images must be a tensor of shape (B, {len(self.mean)}, H, W)",
+        )
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        scaled = (images.detach().cpu().float() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def batches(
+    images: ImageSet,
+    order: Tensor | np.ndarray | Sequence[int],
+    batch_size: int,
+    seed: int | None = None,
+    epoch: int = 0,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over (items (B,) int64, images (B, C, H, W) float32) in the given order; the last batch may be smaller.
+
+    With a seed the views are random, each batch from its own generator, seeded by (seed, epoch, batch number); with
+    None they are deterministic. The result is the same for every number of workers, and torch's global random state
+    is left alone. Raises InputError if an item is not in 0..len(images)-1 or a number is out of range.
+    """
+    items = torch.as_tensor(order)
+    require(
+        items.ndim == 1 and (items.numel() == 0 or not (items.is_floating_point() or items.dtype == torch.bool)),
+        "order must be a one-dimensional list of item numbers",
+    )
+    items = items.to(device="cpu", dtype=torch.int64)
+    require(
+        items.numel() == 0 or (int(items.min()) >= 0 and int(items.max()) < len(images)),
+        f"order must hold item numbers from 0 to {len(images) - 1}",
+    )
+    batch_size = require_int("batch_size", batch_size, 1)
+    workers = require_int("workers", workers, 0)
+    epoch = require_int("epoch", epoch, 0)
+    if seed is not None:
+        seed = require_int("seed", seed, 0)
+    dataset = _Batches(images, items.split(batch_size) if items.numel() else (), seed, epoch)
+    # A loader draws one number when its iterator starts: from a generator of its own, else the global state would move.
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator().manual_seed(0))
+    return cast("Iterator[tuple[Tensor, Tensor]]", iter(loader))
+
+
+class _Batches(Dataset):
+    """A dataset whose item i is the whole batch number i."""
+
+    def __init__(self, images: ImageSet, parts: Sequence[Tensor], seed: int | None, epoch: int) -> None:
+        self.images, self.parts, self.seed, self.epoch = images, parts, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        items = self.parts[number]
+        return items, self.images.load(items, self._generator(number))
+
+    def _generator(self, number: int) -> torch.Generator | None:
+        if self.seed is None:
+            return None
+        state = np.random.SeedSequence([self.seed, self.epoch, number]).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(state) >> 1)

@@ -1,0 +1,8 @@
+"""nn.Modules built on agmh_fast.functional."""
+
+from agmh_fast.modules.agmh import AGMH, AGMHOutput
+from agmh_fast.modules.attention import StepwiseExternalAttention
+from agmh_fast.modules.backbone import ResNetFeatures
+from agmh_fast.modules.descriptor import DescriptorGroup
+
+__all__ = ["AGMH", "AGMHOutput", "DescriptorGroup", "ResNetFeatures", "StepwiseExternalAttention"]

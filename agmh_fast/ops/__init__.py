@@ -1,0 +1,1 @@
+"""Ops: schema, autograd and implementations, one file an op. Users call agmh_fast.functional."""

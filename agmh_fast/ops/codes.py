@@ -1,0 +1,128 @@
+"""Binary codes packed eight bits a byte, as `numpy.packbits` does: checks, packing, unpacking."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from agmh_fast.errors import InputError, require, require_int
+from agmh_fast.ops.arrays import numpy_in_numpy_out
+
+MAX_BITS = 4096
+
+
+@numpy_in_numpy_out
+def pack_codes(x: Tensor) -> Tensor:
+    """Pack signs or bits into bytes: (N, bits) -> (N, ceil(bits / 8)) uint8, as `numpy.packbits(..., axis=1)` does.
+
+    x: floating: bit 1 where the value is >= 0 (NaN is an error); bool: True is 1; any integer type: {0, 1} or {−1, +1},
+    1 is 1. 1 to 4096 bits; unused low bits of the last byte are 0. NumPy or torch, any device; the result is of the
+    same kind and place. On a GPU the check of values waits for the device; inside torch.compile it is left out. Raises
+    InputError for other shapes, types and values.
+    """
+    require(isinstance(x, Tensor), f"x must be a NumPy array or a torch tensor, got {type(x).__name__}")
+    require(x.dim() == 2, f"x must be (N, bits), got shape {tuple(x.shape)}")
+    require(1 <= x.shape[1] <= MAX_BITS, f"x must have 1 to {MAX_BITS} bits a row, got shape {tuple(x.shape)}")
+    return pack_bits(_sign_bits(x.detach()))
+
+
+@numpy_in_numpy_out
+def unpack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Unpack bytes into signs: (N, ceil(bits / 8)) uint8 -> (N, bits) int8, +1 for bit 1 and −1 for bit 0.
+
+    NumPy or torch, any device. The inverse of `pack_codes`. Raises InputError for a wrong width or set padding bits.
+    """
+    codes = check_codes("codes", codes, check_bits(bits))
+    return unpack_bits(codes, bits).to(torch.int8) * 2 - 1
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """(N, bits) bool -> packed uint8, unchecked and of any width."""
+    if bits.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.from_numpy(np.packbits(bits.numpy(), axis=1))
+    octets = pad(bits.to(torch.uint8), (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
+    return (octets << _shifts(bits.device)).sum(2, dtype=torch.uint8)
+
+
+def unpack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Packed uint8 -> (N, bits) uint8 of 0 and 1, unchecked."""
+    octets = (codes[:, :, None] >> _shifts(codes.device)) & 1
+    return octets.flatten(1)[:, :bits]
+
+
+def check_bits(bits: object) -> int:
+    """`bits` as an int, 1 to 4096."""
+    return require_int("bits", bits, 1, MAX_BITS)
+
+
+def check_codes(name: str, codes: object, bits: int) -> Tensor:
+    """The tensor if it is (N, ceil(bits / 8)) uint8 with all padding bits zero; InputError otherwise.
+
+    On a GPU, where looking at values would stall the stream, and inside torch.compile, padding bits are cleared
+    instead.
+    """
+    return _check_padding(name, check_layout(name, codes, bits), bits)
+
+
+def check_layout(name: str, codes: object, bits: int) -> Tensor:
+    """The tensor if it is (N, ceil(bits / 8)) uint8; InputError otherwise."""
+    if not isinstance(codes, Tensor):
+        raise InputError(f"{name} must be a NumPy array or a torch tensor of packed codes, got {type(codes).__name__}")
+    if codes.dtype != torch.uint8:
+        wide = codes.dtype in (torch.int64, torch.uint64, torch.int32, torch.uint32)
+        how = "view its words as bytes: .view(uint8)" if wide else "pack it with agmh_fast.pack_codes"
+        raise InputError(f"{name} must be uint8 rows of packed codes, got {_dtype(codes)}; {how}")
+    require(codes.dim() == 2, f"{name} must be (rows, bytes), got shape {tuple(codes.shape)}; one code is codes[None]")
+    width = (bits + 7) // 8
+    require(
+        codes.shape[1] == width,
+        f"{name} must have {width} bytes a row for {bits} bits (ceil(bits / 8)), got shape {tuple(codes.shape)}",
+    )
+    return codes
+
+
+def _check_padding(name: str, codes: Tensor, bits: int) -> Tensor:
+    padding = (1 << (-bits % 8)) - 1
+    if padding == 0:
+        return codes
+    if codes.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.cat([codes[:, :-1], codes[:, -1:] & (255 - padding)], dim=1)
+    bad = (codes[:, -1] & padding).nonzero()
+    if len(bad):
+        raise InputError(
+            f"{name}: row {int(bad[0])} has bits set beyond the {bits} bits of a code; the unused low bits of the "
+            "last byte must be 0, as numpy.packbits leaves them"
+        )
+    return codes
+
+
+def _sign_bits(x: Tensor) -> Tensor:
+    """(N, bits) bool of the values of x, after a check of them."""
+    if x.dtype == torch.bool:
+        return x
+    require(not x.is_complex(), f"x must be real, got {_dtype(x)}")
+    trusted = torch.compiler.is_compiling()
+    if x.is_floating_point():
+        if not trusted and bool(torch.isnan(x).any()):
+            raise InputError(f"x: row {int(torch.isnan(x).any(1).nonzero()[0])} holds NaN, which has no sign")
+        return x >= 0
+    values = x.to(torch.int64)
+    signed = x.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+    if not trusted and not _all_of(values, 0, 1) and not (signed and _all_of(values, -1, 1)):
+        raise InputError("x: integers must be all of {0, 1} or all of {-1, +1}; for signs of other numbers give floats")
+    return values > 0
+
+
+def _all_of(values: Tensor, low: int, high: int) -> bool:
+    return bool(((values == low) | (values == high)).all())
+
+
+def _shifts(device: torch.device) -> Tensor:
+    """What moves each bit of a byte to the lowest place, first bit first."""
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

@@ -1,0 +1,37 @@
+"""Attention Dispersion Loss (ADL): the mean overlap of the descriptors' aggregation maps. docs/math.md §1.5.
+
+P_d is the softmax of descriptor d's peak response over positions; with D maps of B images,
+ADL = 2/(D(D−1)B) Σ_b Σ_{i<j} ⟨P_i, P_j⟩ = (‖Σ_d P_d‖² − Σ_d ‖P_d‖²) / (D(D−1)B).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agmh_fast.ops.attention import AttentionParams
+from agmh_fast.ops.peak_response import peak_response
+from agmh_fast.ops.registry import Op
+from agmh_fast.reference import dispersion as reference
+
+
+def overlap(maps: Tensor) -> Tensor:
+    """Mean pairwise overlap of aggregation maps (B, D, n): a scalar, 0 for a single descriptor."""
+    batch, descriptors, _ = maps.shape
+    pairs = descriptors * (descriptors - 1)
+    return (maps.sum(dim=1).square().sum() - maps.square().sum()) / (max(pairs, 1) * batch)
+
+
+attention_dispersion = Op("attention_dispersion")
+
+
+@attention_dispersion.register("torch")
+def _torch(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    peaks = peak_response(features, params, training, momentum, eps, impl="torch")
+    return overlap(torch.softmax(peaks, dim=2))
+
+
+@attention_dispersion.register("reference")
+def _reference(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    peaks = peak_response(features, params, training, momentum, eps, impl="reference")
+    return reference.overlap([torch.softmax(m, dim=-1) for m in peaks.unbind(1)])

@@ -1,0 +1,246 @@
+"""Hamming search over packed codes: distances, k nearest, range, histogram, ranking of relevant items.
+
+Order is always (distance, position), ascending, so that there is one right answer, the same from every implementation:
+"cuda" and "cpu" (the compiled engine), "torch" (plain operators, any device, see hamming_torch.py), "reference".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agmh_fast.errors import InputError, require, require_int
+from agmh_fast.ops import compiled, hamming_torch
+from agmh_fast.ops.arrays import numpy_in_numpy_out
+from agmh_fast.ops.codes import check_bits, check_codes, pack_bits
+from agmh_fast.ops.registry import Op
+from agmh_fast.ops.threads import get_num_threads
+from agmh_fast.reference import hamming as reference
+
+MAX_K = 2**31 - 1
+
+distance_op = Op("hamming_distance")
+topk_op = Op("hamming_topk")
+range_op = Op("hamming_range")
+histogram_op = Op("hamming_histogram")
+stable_ranking_op = Op("hamming_stable_ranking")
+OPS = (distance_op, topk_op, range_op, histogram_op, stable_ranking_op)
+
+
+@numpy_in_numpy_out
+def hamming_distance(q: Tensor, x: Tensor, bits: int | None = None, *, impl: str = "auto") -> Tensor:
+    """Number of differing bits of every pair: (Q, N), uint8 for bits <= 255, else uint16.
+
+    q (Q, ceil(bits / 8)) and x (N, ceil(bits / 8)): packed uint8 codes on one device; bits: 1..4096, by default 8 a
+    byte. Raises InputError for other shapes and types and, on CPUs, set padding bits (on GPUs they are ignored).
+    """
+    q, x, bits = _check_pair(q, x, bits)
+    return distance_op(q, x, bits, impl=impl)
+
+
+@numpy_in_numpy_out
+def hamming_topk(q: Tensor, x: Tensor, k: int, bits: int | None = None, *, impl: str = "auto") -> tuple[Tensor, Tensor]:
+    """The k nearest items of each query by (distance, position), ascending: distances (Q, k) int32, ids (Q, k) int64.
+
+    Where x has fewer than k rows the rest holds distance 2³¹ − 1 and id −1. Other arguments and errors as
+    `hamming_distance`.
+    """
+    q, x, bits = _check_pair(q, x, bits)
+    return topk_op(q, x, require_int("k", k, 1, max(MAX_K, x.shape[0])), bits, impl=impl)
+
+
+@numpy_in_numpy_out
+def hamming_range(
+    q: Tensor, x: Tensor, radius: int, bits: int | None = None, *, impl: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All items within `radius`, inclusive, of each query by (distance, position), as (lims, distances, ids).
+
+    Query i has entries lims[i] to lims[i + 1]; lims (Q + 1,) int64, distances (T,) int32, ids (T,) int64. Other
+    arguments and errors as `hamming_distance`.
+    """
+    q, x, bits = _check_pair(q, x, bits)
+    return range_op(q, x, min(require_int("radius", radius, 0), bits), bits, impl=impl)
+
+
+@numpy_in_numpy_out
+def hamming_histogram(
+    q: Tensor,
+    x: Tensor,
+    labels_q: Tensor | None = None,
+    labels_x: Tensor | None = None,
+    *,
+    bits: int | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Items at each distance from each query: (Q, bits + 1) int64.
+
+    With labels (Q, bits + 1, 2), [..., 0] counting all items and [..., 1] relevant ones. Labels: (rows,) integers,
+    relevant if equal, or (rows, classes) multi-hot of 0 and 1, relevant if a class is shared. Other arguments and
+    errors as `hamming_distance`.
+    """
+    q, x, bits = _check_pair(q, x, bits)
+    require((labels_q is None) == (labels_x is None), "labels_q and labels_x: give both or neither")
+    if labels_q is not None:
+        labels_q, labels_x = _check_labels(labels_q, labels_x, q, x)
+    return histogram_op(q, x, bits, labels_q, labels_x, impl=impl)
+
+
+@numpy_in_numpy_out
+def hamming_stable_ranking(
+    q: Tensor,
+    x: Tensor,
+    labels_q: Tensor,
+    labels_x: Tensor,
+    *,
+    k: int | None = None,
+    cutoffs: Sequence[int] = (),
+    bits: int | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """What average precision needs when ties keep the order of positions: (precision sums, relevant counts).
+
+    Precision sums (Q,) float64: over relevant items of rank <= k (None: all) the share of relevant items up to that
+    rank. Relevant counts (Q, len(cutoffs)) int64: relevant items of rank <= each cutoff; cutoffs ascend, each at least
+    1. Ranks start at 1. Labels as in `hamming_histogram`, other arguments and errors as `hamming_distance`.
+    """
+    q, x, bits = _check_pair(q, x, bits)
+    labels_q, labels_x = _check_labels(labels_q, labels_x, q, x)
+    k = x.shape[0] if k is None else min(require_int("k", k, 1), x.shape[0])
+    places = [min(require_int("cutoffs", cutoff, 1), max(x.shape[0], 1)) for cutoff in cutoffs]
+    require(places == sorted(places), f"cutoffs must ascend, got {list(cutoffs)}")
+    return stable_ranking_op(q, x, bits, labels_q, labels_x, k, places, impl=impl)
+
+
+def _check_pair(q: object, x: object, bits: object) -> tuple[Tensor, Tensor, int]:
+    if bits is None:
+        width = x.shape[-1] if isinstance(x, Tensor) and x.dim() == 2 else 1
+        require(1 <= width <= 512, f"x must have 1 to 512 bytes a row, got {width}")
+        bits = 8 * width
+    bits = check_bits(bits)
+    x, q = check_codes("x", x, bits), check_codes("q", q, bits)
+    require(q.device == x.device, f"q is on {q.device}, x on {x.device}: move one of them")
+    return q, x, bits
+
+
+def _check_labels(labels_q: object, labels_x: object, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Contiguous int64 labels: (rows,) classes, or (rows, words) label sets with one bit a class."""
+    checked = []
+    for name, labels, codes in (("labels_q", labels_q, q), ("labels_x", labels_x, x)):
+        if not isinstance(labels, Tensor):
+            raise InputError(f"{name} must be a NumPy array or a torch tensor, got {type(labels).__name__}")
+        require(labels.dim() in (1, 2), f"{name} must be (rows,) or (rows, classes), got shape {tuple(labels.shape)}")
+        require(
+            labels.shape[0] == codes.shape[0],
+            f"{name} must have one row for each of the {codes.shape[0]} codes, got {labels.shape[0]}",
+        )
+        place = f"{name} is on {labels.device}, the codes on {codes.device}: move one of them"
+        require(labels.device == codes.device, place)
+        require(not labels.is_complex(), f"{name} must be integers or multi-hot, got {labels.dtype}")
+        require(
+            labels.dim() == 2 or not labels.is_floating_point(),
+            f"{name} must be integers, got {labels.dtype}; multi-hot labels are (rows, classes)",
+        )
+        checked.append(labels)
+    of_queries, of_items = checked
+    require(
+        of_queries.shape[1:] == of_items.shape[1:],
+        f"labels_q {tuple(of_queries.shape)} and labels_x {tuple(of_items.shape)} must be of one kind, of equal width",
+    )
+    if of_queries.dim() == 1:
+        return of_queries.to(torch.int64).contiguous(), of_items.to(torch.int64).contiguous()
+    require(of_queries.shape[1] > 0, "labels_q and labels_x must have at least one class")
+    return _label_sets(of_queries), _label_sets(of_items)
+
+
+def _label_sets(labels: Tensor) -> Tensor:
+    """(rows, classes) multi-hot -> (rows, words) int64, one bit a class."""
+    packed = pack_bits(labels != 0)
+    words = torch.nn.functional.pad(packed, (0, -packed.shape[1] % 8))
+    return words.contiguous().view(torch.int64)
+
+
+def _cpu_obstacle(q: Tensor, *_: object) -> str | None:
+    return compiled.missing() if q.device.type == "cpu" else f"the codes are on {q.device}"
+
+
+def _cuda_obstacle(q: Tensor, *_: object) -> str | None:
+    if q.device.type != "cuda":
+        return f"the codes are on {q.device}"
+    if compiled.missing() is not None:
+        return compiled.missing()
+    return None if compiled.has_cuda_kernel("hamming_distance") else "agmh_fast._C was built without CUDA"
+
+
+@distance_op.register("cpu", obstacle=_cpu_obstacle)
+@distance_op.register("cuda", obstacle=_cuda_obstacle)
+def _distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
+    return torch.ops.agmh_fast.hamming_distance(q, x, bits, get_num_threads())
+
+
+@topk_op.register("cpu", obstacle=_cpu_obstacle)
+def _topk(q: Tensor, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
+    return torch.ops.agmh_fast.hamming_topk(q, x, bits, k, get_num_threads())
+
+
+@range_op.register("cpu", obstacle=_cpu_obstacle)
+def _range(q: Tensor, x: Tensor, radius: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.agmh_fast.hamming_range(q, x, bits, radius, get_num_threads())
+
+
+@histogram_op.register("cpu", obstacle=_cpu_obstacle)
+def _histogram(q: Tensor, x: Tensor, bits: int, labels_q: Tensor | None, labels_x: Tensor | None) -> Tensor:
+    return torch.ops.agmh_fast.hamming_histogram(q, x, bits, labels_q, labels_x, get_num_threads())
+
+
+@stable_ranking_op.register("cpu", obstacle=_cpu_obstacle)
+def _stable_ranking(
+    q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.agmh_fast.hamming_stable_ranking(q, x, bits, labels_q, labels_x, k, cutoffs, get_num_threads())
+
+
+for _op in OPS:
+    _op.register("torch")(getattr(hamming_torch, _op.name))
+    _op.register("reference")(getattr(reference, _op.name))
+
+
+@compiled.on_load
+def _describe() -> None:
+    """Shapes and dtypes of the compiled ops, for torch.compile."""
+
+    @torch.library.register_fake("agmh_fast::hamming_distance")
+    def distance(q: Tensor, x: Tensor, bits: int, threads: int) -> Tensor:
+        return q.new_empty(q.shape[0], x.shape[0], dtype=torch.uint8 if bits <= 255 else torch.uint16)
+
+    @torch.library.register_fake("agmh_fast::hamming_topk")
+    def topk(q: Tensor, x: Tensor, bits: int, k: int, threads: int) -> tuple[Tensor, Tensor]:
+        return q.new_empty(q.shape[0], k, dtype=torch.int32), q.new_empty(q.shape[0], k, dtype=torch.int64)
+
+    @torch.library.register_fake("agmh_fast::hamming_range")
+    def within(q: Tensor, x: Tensor, bits: int, radius: int, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+        found = torch.library.get_ctx().new_dynamic_size()
+        lims = q.new_empty(q.shape[0] + 1, dtype=torch.int64)
+        return lims, q.new_empty(found, dtype=torch.int32), q.new_empty(found, dtype=torch.int64)
+
+    @torch.library.register_fake("agmh_fast::hamming_histogram")
+    def histogram(
+        q: Tensor, x: Tensor, bits: int, labels_q: Tensor | None, labels_x: Tensor | None, threads: int
+    ) -> Tensor:
+        shape = (q.shape[0], bits + 1) if labels_q is None else (q.shape[0], bits + 1, 2)
+        return q.new_empty(shape, dtype=torch.int64)
+
+    @torch.library.register_fake("agmh_fast::hamming_stable_ranking")
+    def stable_ranking(
+        q: Tensor,
+        x: Tensor,
+        bits: int,
+        labels_q: Tensor,
+        labels_x: Tensor,
+        depth: int,
+        cutoffs: list[int],
+        threads: int,
+    ) -> tuple[Tensor, Tensor]:
+        sums = q.new_empty(q.shape[0], dtype=torch.float64)
+        return sums, q.new_empty(q.shape[0], len(cutoffs), dtype=torch.int64)

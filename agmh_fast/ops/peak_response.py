@@ -1,0 +1,259 @@
+"""Peak response: the largest channel of the attended features at every position, M = max_c ReLU(BN(P a) + F).
+
+docs/math.md §2 and §3. All D descriptors at once; no (C, n) attention map is stored. The gradient of a channel max has
+one entry a position, so backward needs the attention a, the arg max c* and the features only.
+
+    forward:   a from W_z F;  mean_y = P μ, var_y = diag(P Σ Pᵀ);  M = max(0, max_c [P'_c·a + shift_c + F_c])
+    backward:  S_c = Σ_{c*=c} g a,  dβ_c = Σ_{c*=c} g,  dγ = r (P·S − mean_y dβ),
+               da = g P'_{c*} − P'ᵀdβ/T − R (a − μ),  dF = W_zᵀ dz + g at c*
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from agmh_fast.ops.attention import (
+    SLOT_EPSILON,
+    AttentionParams,
+    attend_by_reference,
+    collapse,
+    compute_dtype,
+    update_running,
+)
+from agmh_fast.ops.registry import Op
+
+# On a CPU a few images at a time keep a step's operands in cache; a GPU wants the whole batch in one launch.
+_CPU_IMAGES = 4
+
+
+class PeakResponse(NamedTuple):
+    """What forward computes and backward needs; T = B·n positions."""
+
+    peaks: Tensor  # M (B, D, n)
+    channel: Tensor  # c* (B, D, n) int64
+    attention: Tensor  # a (B, D, n, K)
+    slot_sum: Tensor  # 1e-9 + Σ_slots s (B, D, n, 1)
+    mean: Tensor  # of y (D, C)
+    var: Tensor  # of y, biased (D, C)
+    attention_mean: Tensor  # μ (D, K); empty when the statistics are given
+    attention_cov: Tensor  # Σ (D, K, K); empty when the statistics are given
+
+
+def _chunks(features: Tensor, num_descriptors: int) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the batch with their features as (b, D, C, n) views, whatever the memory format."""
+    batch, channels, height, width = features.shape
+    if features.is_contiguous(memory_format=torch.channels_last):
+        rows = features.permute(0, 2, 3, 1).reshape(batch, height * width, num_descriptors, -1)
+        x = rows.permute(0, 2, 3, 1)
+    else:
+        x = features.reshape(batch, num_descriptors, channels // num_descriptors, height * width)
+    step = _CPU_IMAGES if features.device.type == "cpu" else max(batch, 1)
+    for start in range(0, batch, step):
+        yield slice(start, start + step), x[start : start + step]
+
+
+def _moments(attention: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D, K) and covariance (D, K, K) of a (B, D, n, K) over all its positions, centred before it is squared."""
+    batch, descriptors, positions, slots = attention.shape
+    mean = attention.mean(dim=(0, 2))
+    cov = attention.new_zeros(descriptors, slots, slots)
+    step = _CPU_IMAGES if attention.device.type == "cpu" else max(batch, 1)
+    for start in range(0, batch, step):
+        centred = attention[start : start + step] - mean[:, None]
+        cov += (centred.mT @ centred).sum(dim=0)
+    return mean, cov / (batch * positions)
+
+
+def peak_response_forward(
+    features: Tensor,
+    weight: Tensor,
+    projection: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    stats: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> PeakResponse:
+    """features (B, D·C, H, W); weight W_z (D, K, C); projection P (D, C, K); gamma, beta (D, C); stats (mean, var) of
+    y or None.
+    """
+    batch, _, height, width = features.shape
+    descriptors, slots, _ = weight.shape
+    shape, dtype = (batch, descriptors, height * width), weight.dtype
+    attention = features.new_empty(*shape, slots, dtype=dtype)
+    slot_sum = features.new_empty(*shape, 1, dtype=dtype)
+    for images, x in _chunks(features, descriptors):
+        s = torch.softmax(x.to(dtype).mT @ weight.mT, dim=2)
+        torch.add(s.sum(dim=3, keepdim=True), SLOT_EPSILON, out=slot_sum[images])
+        torch.div(s, slot_sum[images], out=attention[images])
+    if stats is None:
+        mu, cov = _moments(attention)
+        mean = (projection @ mu[..., None])[..., 0]
+        var = ((projection @ cov) * projection).sum(dim=-1)
+    else:
+        mu, cov = attention.new_empty(0), attention.new_empty(0)
+        mean, var = (statistic.to(dtype, copy=True) for statistic in stats)
+    scale = gamma * torch.rsqrt(var + eps)
+    scaled, shift = scale[..., None] * projection, beta - scale * mean
+    peaks = features.new_empty(shape, dtype=dtype)
+    channel = features.new_empty(shape, dtype=torch.int64)
+    for images, x in _chunks(features, descriptors):
+        if x.stride(2) == 1:
+            y = attention[images] @ scaled.mT
+            y += shift[:, None]
+            y += x.mT
+            torch.max(y, dim=3, out=(peaks[images], channel[images]))
+        else:
+            y = scaled @ attention[images].mT
+            y += shift[..., None]
+            y += x
+            torch.max(y, dim=2, out=(peaks[images], channel[images]))
+    return PeakResponse(peaks.clamp_min_(0), channel, attention, slot_sum, mean, var, mu, cov)
+
+
+def segment_sum(values: Tensor, segment: Tensor, count: int) -> Tensor:
+    """Sum the rows of values (T, K) by segment (T,) into (count, K), in a fixed order on every device."""
+    if values.device.type == "cpu":
+        return values.new_zeros(count, values.shape[1]).index_add_(0, segment, values)
+    order = torch.argsort(segment, stable=True)
+    ends = torch.searchsorted(segment[order], torch.arange(count + 1, device=segment.device))
+    return torch.segment_reduce(values[order], "sum", offsets=ends, axis=0, unsafe=True, initial=0)
+
+
+def peak_response_backward(
+    grad: Tensor, features: Tensor, weight: Tensor, projection: Tensor, gamma: Tensor, saved: PeakResponse, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of features, W_z, P, γ and β from grad (B, D, n), the gradient of the peaks."""
+    descriptors, slots, channels = weight.shape
+    attention, trained = saved.attention, saved.attention_cov.numel() > 0
+    g = torch.where(saved.peaks > 0, grad, 0).contiguous()
+    row = saved.channel + channels * torch.arange(descriptors, device=grad.device)[:, None]
+    weighted = torch.cat([attention * g[..., None], g[..., None]], dim=3).flatten(0, 2)
+    sums = segment_sum(weighted, row.flatten(), descriptors * channels).view(descriptors, channels, slots + 1)
+    S, dbeta = sums[..., :slots], sums[..., slots].contiguous()
+    r = torch.rsqrt(saved.var + eps)
+    dgamma = r * ((projection * S).sum(dim=-1) - saved.mean * dbeta)
+    scaled = (gamma * r)[..., None] * projection
+    dprojection = S
+    if trained:
+        positions = g.numel() // descriptors
+        feedback = scaled.mT @ ((dgamma * r / positions)[..., None] * projection)
+        mu = saved.attention_mean[..., None]
+        offset = (scaled.mT @ (dbeta[..., None] / positions) - feedback @ mu).mT
+        dprojection = S - dbeta[..., None] * mu.mT - (dgamma * r)[..., None] * (projection @ saved.attention_cov)
+    dprojection = (gamma * r)[..., None] * dprojection
+
+    dfeatures, dweight = torch.empty_like(features), torch.zeros_like(weight)
+    table = scaled.flatten(0, 1)
+    for (images, x), (_, dx) in zip(_chunks(features, descriptors), _chunks(dfeatures, descriptors), strict=True):
+        a, den, gi = attention[images], saved.slot_sum[images], g[images]
+        da = table.index_select(0, row[images].flatten()).view_as(a).mul_(gi[..., None])
+        if trained:
+            da -= a @ feedback.mT
+            da -= offset
+        s = a * den
+        ds = da.sub_((da * a).sum(dim=3, keepdim=True)).div_(den)
+        dz = s.mul_(ds.sub_((ds * s).sum(dim=2, keepdim=True)))
+        dweight += (x.to(dz.dtype) @ dz).sum(dim=0).mT
+        dense = (dz @ weight).mT if x.stride(2) == 1 else weight.mT @ dz.mT
+        dx.copy_(dense.scatter_add_(2, saved.channel[images][:, :, None], gi[:, :, None]))
+    return dfeatures, dweight, dprojection, dgamma, dbeta
+
+
+# Opaque to torch.compile: tracing through the loop over images would unroll it for every batch size.
+_library = torch.library.Library("agmh_fast", "FRAGMENT")
+_library.define(
+    "peak_response(Tensor features, Tensor weight, Tensor projection, Tensor gamma, Tensor beta, Tensor? mean, "
+    "Tensor? var, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "peak_response_backward(Tensor grad, Tensor features, Tensor weight, Tensor projection, Tensor gamma, "
+    "Tensor peaks, Tensor channel, Tensor attention, Tensor slot_sum, Tensor mean, Tensor var, Tensor attention_mean, "
+    "Tensor attention_cov, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(_library, "peak_response", "CompositeExplicitAutograd")
+def _forward_op(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
+    stats = None if mean is None else (mean, var)
+    with torch.autocast(features.device.type, enabled=False):
+        return tuple(peak_response_forward(features, weight, projection, gamma, beta, stats, eps))
+
+
+@torch.library.impl(_library, "peak_response_backward", "CompositeExplicitAutograd")
+def _backward_op(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
+    *saved, eps = saved_and_eps
+    with torch.autocast(features.device.type, enabled=False):
+        return peak_response_backward(grad, features, weight, projection, gamma, PeakResponse(*saved), eps)
+
+
+@torch.library.register_fake("agmh_fast::peak_response")
+def _forward_fake(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
+    batch, _, height, width = features.shape
+    descriptors, slots, channels = weight.shape
+    shape, new = (batch, descriptors, height * width), weight.new_empty
+    moments = ((descriptors, slots), (descriptors, slots, slots)) if mean is None else ((0,), (0,))
+    return (
+        new(shape),
+        new(shape, dtype=torch.int64),
+        new(*shape, slots),
+        new(*shape, 1),
+        new(descriptors, channels),
+        new(descriptors, channels),
+        new(moments[0]),
+        new(moments[1]),
+    )
+
+
+@torch.library.register_fake("agmh_fast::peak_response_backward")
+def _backward_fake(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
+    like = torch.empty_like
+    return like(features), like(weight), like(projection), like(gamma), like(gamma)
+
+
+class _PeakResponse(torch.autograd.Function):
+    """Peaks (B, D, n) with the sparse gradient; also the batch's mean and biased variance of y (D, C), not
+    differentiable.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features, weight, projection, gamma, beta, bias, mean, var, eps: float):  # type: ignore[no-untyped-def]
+        saved = torch.ops.agmh_fast.peak_response(features, weight, projection, gamma, beta, mean, var, eps)
+        ctx.save_for_backward(features, weight, projection, gamma, bias, *saved)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(saved[4], saved[5])
+        return saved[0], saved[4], saved[5]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
+        features, weight, projection, gamma, bias, *saved = ctx.saved_tensors
+        grads = torch.ops.agmh_fast.peak_response_backward(grad, features, weight, projection, gamma, *saved, ctx.eps)
+        # b₁ cancels in the softmax: its zero gradient is given, so that weight decay and DDP see the parameter.
+        return *grads, torch.zeros_like(bias), None, None, None
+
+
+peak_response = Op("peak_response")
+
+
+@peak_response.register("torch")
+def _torch(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    batch, _, height, width = features.shape
+    dtype = compute_dtype(features)
+    weight, projection = collapse(params, dtype)
+    gamma, beta = params.bn_weight.to(dtype), params.bn_bias.to(dtype)
+    stats = (None, None) if training else (params.running_mean, params.running_var)
+    peaks, mean, var = _PeakResponse.apply(features, weight, projection, gamma, beta, params.conv_bias, *stats, eps)
+    if training:
+        update_running(params, mean, var, batch * height * width, momentum)
+    return peaks
+
+
+@peak_response.register("reference")
+def _reference(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    attended = attend_by_reference(features, params, training, momentum, eps)
+    return torch.stack([x.max(dim=1).values.flatten(1) for x in attended], dim=1)

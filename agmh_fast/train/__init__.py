@@ -1,0 +1,25 @@
+"""Training: the alternating optimisation, its settings, checkpoints and models."""
+
+from __future__ import annotations
+
+from agmh_fast.ops.hashing import HashingState
+from agmh_fast.train.config import TrainConfig
+from agmh_fast.train.encoding import encode_set, evaluate
+from agmh_fast.train.loop import TrainResult, fit
+from agmh_fast.train.models import load_codes, load_meta, load_run
+from agmh_fast.train.progress import ConsoleProgress, Event, silent
+
+__all__ = [
+    "ConsoleProgress",
+    "Event",
+    "HashingState",
+    "TrainConfig",
+    "TrainResult",
+    "encode_set",
+    "evaluate",
+    "fit",
+    "load_codes",
+    "load_meta",
+    "load_run",
+    "silent",
+]

@@ -1,0 +1,32 @@
+"""Codes of a whole split, and how well queries find their class among the learned database codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agmh_fast import metrics
+from agmh_fast.data import ImageSet, batches
+from agmh_fast.errors import require
+from agmh_fast.modules import AGMH
+from agmh_fast.ops.codes import pack_codes
+from agmh_fast.ops.hashing import HashingState
+
+
+def encode_set(model: AGMH, images: ImageSet, batch_size: int = 256, workers: int = 0) -> Tensor:
+    """Packed codes (N, ceil(bits/8)) uint8 of all images in order, on the model's device, by the deterministic view.
+
+    The model is used in eval mode and left as it was. Raises InputError for an empty split and for NaN in an embedding.
+    """
+    require(len(images) > 0, "images must hold at least one image to encode")
+    device = model.hash_weight.device
+    loaded = batches(images, torch.arange(len(images)), batch_size, workers=workers)
+    return torch.cat([model.encode(x.to(device, non_blocking=True)) for _, x in loaded])
+
+
+def evaluate(
+    model: AGMH, state: HashingState, query: ImageSet, ties: str = "stable", batch_size: int = 256, workers: int = 0
+) -> metrics.RetrievalMetrics:
+    """Retrieval metrics of encoded queries over the learned database codes `state.codes`, the published protocol."""
+    codes = encode_set(model, query, batch_size, workers)
+    return metrics.retrieval(codes, pack_codes(state.codes), query.labels, state.labels, bits=state.bits, ties=ties)

@@ -1,0 +1,119 @@
+"""From settings to a model, and from a finished run's folder back to its model and database codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agmh_fast._version import __version__
+from agmh_fast.data import RetrievalData
+from agmh_fast.errors import InputError, require
+from agmh_fast.files import atomic_write
+from agmh_fast.modules import AGMH
+from agmh_fast.modules.small import SmallResNet
+from agmh_fast.ops.codes import pack_codes
+from agmh_fast.train.config import TrainConfig
+
+_CODES = "database_codes"
+_META = "agmh_fast"
+_SIZES = ("bits", "num_descriptors", "descriptor_dim", "num_heads", "memory_size")
+
+
+def backbone_name(config: TrainConfig, channels: int) -> str:
+    """The backbone for images of so many channels; InputError where a ResNet would get grey ones."""
+    if config.backbone == "auto":
+        return "resnet50" if channels == 3 else "small"
+    require(
+        config.backbone == "small" or channels == 3,
+        f"backbone {config.backbone} takes images of 3 channels, {config.dataset} has {channels}: use small",
+    )
+    return config.backbone
+
+
+def build_model(config: TrainConfig, channels: int) -> AGMH:
+    """A new model for images of so many channels, initialised from the seed; torch's generators are left alone."""
+    sizes = {name: getattr(config, name) for name in _SIZES}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        return _make(backbone_name(config, channels), channels, config.weights, sizes)
+
+
+def _make(backbone: str, channels: int, weights: str | None, sizes: dict[str, int]) -> AGMH:
+    module = SmallResNet(channels) if backbone == "small" else backbone
+    return AGMH(backbone=module, weights=weights, **sizes)  # type: ignore[arg-type]
+
+
+def describe_model(config: TrainConfig, data: RetrievalData, own_model: bool) -> dict[str, Any]:
+    """What a saved model needs to be built again and used: sizes, classes, normalisation, settings."""
+    channels = len(data.mean)
+    return {
+        "version": __version__,
+        "backbone": None if own_model else backbone_name(config, channels),
+        "channels": channels,
+        "sizes": {name: getattr(config, name) for name in _SIZES},
+        "class_names": list(data.class_names),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "config": config.to_mapping(),
+    }
+
+
+def save_model(path: Path, model: AGMH, codes: Tensor, meta: dict[str, Any]) -> None:
+    """Write weights, packed database codes and `meta` to one safetensors file, whole or not at all.
+
+    codes: (N, bits) of either sign, as in `HashingState.codes`.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    tensors[_CODES] = pack_codes(codes).cpu()
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, {_META: json.dumps(meta)})
+
+
+def load_run(folder: str | os.PathLike[str], which: str = "best", device: str | torch.device = "cpu") -> AGMH:
+    """The model of a run in eval mode: `which` is "best" (by mAP of the queries) or "final".
+
+    Raises InputError if the folder holds no such model, or one with a backbone of the user's own.
+    """
+    tensors, meta = _read(folder, which)
+    del tensors[_CODES]
+    require(
+        meta["backbone"] is not None,
+        f"folder: the model in {os.fspath(folder)!r} is of your own making: build it and load its safetensors file",
+    )
+    with torch.random.fork_rng([]):
+        model = _make(meta["backbone"], meta["channels"], None, meta["sizes"])
+    model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def load_codes(folder: str | os.PathLike[str], which: str = "best") -> Tensor:
+    """Learned database codes (N, ceil(bits/8)) uint8 that belong to `load_run(folder, which)`; same errors."""
+    return _read(folder, which)[0][_CODES]
+
+
+def load_meta(folder: str | os.PathLike[str], which: str = "best") -> dict[str, Any]:
+    """What was stored with `load_run(folder, which)`: map, iteration, class_names, mean, std, config; same errors."""
+    return _read(folder, which)[1]
+
+
+def _read(folder: str | os.PathLike[str], which: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    require(which in ("best", "final"), f"which must be best or final, got {which!r}")
+    path = Path(folder) / f"{which}.safetensors"
+    require(
+        path.is_file(), f"folder: there is no {path.name} in {os.fspath(folder)!r}: name the output folder of a run"
+    )
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})[_META])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError(f"folder: {str(path)!r} is damaged or not the model of a run: {error}") from error

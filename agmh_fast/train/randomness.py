@@ -1,0 +1,35 @@
+"""Everything random in a run as a function of (seed, iteration, epoch): a resumed run draws what it would have."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SAMPLE, _ORDER, _MODULES = range(3)
+
+
+def sample_items(count: int, number: int, seed: int, iteration: int) -> Tensor:
+    """`number` different database positions (number,) int64 of 0..count-1 for an outer iteration."""
+    return torch.from_numpy(_stream(seed, _SAMPLE, iteration).permutation(count)[:number])
+
+
+def epoch_order(number: int, seed: int, iteration: int, epoch: int) -> Tensor:
+    """A permutation (number,) int64: the order in which an epoch visits the sampled items."""
+    return torch.from_numpy(_stream(seed, _ORDER, iteration, epoch).permutation(number))
+
+
+@contextlib.contextmanager
+def module_randomness(seed: int, iteration: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Context in which torch's own generators, as dropout uses them, are the epoch's; the caller's come back after."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(_stream(seed, _MODULES, iteration, epoch).integers(2**63)))
+        yield
+
+
+def _stream(seed: int, *key: int) -> np.random.Generator:
+    # A spawn key keeps these streams apart from those that images are drawn from.
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

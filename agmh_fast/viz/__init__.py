@@ -1,0 +1,22 @@
+"""Pictures of a run: curves, retrieval galleries, attention maps, and the report that holds them."""
+
+from __future__ import annotations
+
+from agmh_fast.viz.attention import attention_gallery, overlay
+from agmh_fast.viz.curves import loss_curves, map_curve
+from agmh_fast.viz.figure import png_bytes, save_png
+from agmh_fast.viz.gallery import retrieval_gallery
+from agmh_fast.viz.report import Picture, Section, write_report
+
+__all__ = [
+    "Picture",
+    "Section",
+    "attention_gallery",
+    "loss_curves",
+    "map_curve",
+    "overlay",
+    "png_bytes",
+    "retrieval_gallery",
+    "save_png",
+    "write_report",
+]

@@ -1,0 +1,193 @@
+#include "hamming/index.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <numeric>
+
+namespace agmh {
+namespace {
+
+constexpr int64_t kMaxId = std::numeric_limits<int64_t>::max() - 1;
+
+// The rows in ascending order of their ids; throws InputError for a negative or repeated id.
+std::vector<int64_t> order_of(const int64_t* ids, int64_t count) {
+  std::vector<int64_t> order(static_cast<size_t>(count));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  if (!std::is_sorted(ids, ids + count))
+    std::sort(order.begin(), order.end(), [ids](int64_t a, int64_t b) { return ids[a] < ids[b]; });
+  for (size_t i = 0; i < order.size(); ++i) {
+    const int64_t id = ids[order[i]];
+    if (id < 0 || id > kMaxId) throw InputError("ids must be from 0 to 2**63 - 2, got " + std::to_string(id));
+    if (i > 0 && id == ids[order[i - 1]])
+      throw InputError("ids: " + std::to_string(id) + " is given twice; ids must be unique");
+  }
+  return order;
+}
+
+// The position of `id` in the storage, or -1.
+int64_t position_of(const Storage& storage, int64_t id) {
+  const int64_t *begin = storage.ids(), *end = begin + storage.count(), *found = std::lower_bound(begin, end, id);
+  return found != end && *found == id ? found - begin : -1;
+}
+
+std::string counted(int64_t count, const char* what) {
+  return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+}
+
+}  // namespace
+
+Index::Index(int bits, std::shared_ptr<Storage> storage, int64_t next_id)
+    : bits_(bits), storage_(std::move(storage)), next_id_(next_id) {
+  const int64_t count = storage_->count();
+  if (next_id < 0 || (count > 0 && next_id <= storage_->ids()[count - 1]))
+    throw InputError("next_id must be above every id, got " + std::to_string(next_id));
+}
+
+std::shared_lock<std::shared_mutex> Index::read_lock() const {
+  const std::lock_guard<std::mutex> gate(gate_);
+  return std::shared_lock<std::shared_mutex>(mutex_);
+}
+
+int64_t Index::size() const {
+  const auto lock = read_lock();
+  return storage_->count();
+}
+
+int64_t Index::next_id() const {
+  const auto lock = read_lock();
+  return next_id_;
+}
+
+std::shared_ptr<const Storage> Index::snapshot(int64_t* next_id) const {
+  const auto lock = read_lock();
+  *next_id = next_id_;
+  return storage_;
+}
+
+// Whether the storage may be changed in place: its own, and in no one's hands as a snapshot.
+bool Index::exclusive() const {
+  if (storage_->borrowed() || storage_.use_count() != 1) return false;
+  // Pairs with the release of the last snapshot: its reads come before our writes.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return true;
+}
+
+void Index::add(const Codes& codes, const int64_t* ids) {
+  if (codes.count == 0) return;
+  check_padding("codes", codes, bits_);
+  const std::vector<int64_t> order = ids != nullptr ? order_of(ids, codes.count) : std::vector<int64_t>{};
+  const std::lock_guard<std::mutex> gate(gate_);
+  const std::unique_lock<std::shared_mutex> lock(mutex_);
+  const int64_t count = storage_->count();
+  if (ids == nullptr && codes.count > kMaxId - next_id_ + 1)
+    throw InputError("ids: none are left above " + std::to_string(next_id_ - 1) + "; give ids yourself");
+  for (const int64_t row : order)
+    if (position_of(*storage_, ids[row]) >= 0)
+      throw InputError("ids: " + std::to_string(ids[row]) +
+                       " is in the index already; remove it first or give another");
+  const int64_t lowest = ids != nullptr ? ids[order.front()] : next_id_;
+  const int64_t highest = ids != nullptr ? ids[order.back()] : next_id_ + codes.count - 1;
+  if (count > 0 && lowest <= storage_->ids()[count - 1]) {
+    insert(codes, order, ids);
+  } else {
+    const bool in_place = exclusive();
+    const std::shared_ptr<Storage> storage = in_place ? storage_ : storage_->copy(codes.count);
+    storage->reserve(codes.count);
+    for (int64_t i = 0; i < codes.count; ++i)
+      ids != nullptr ? storage->append(codes, order[static_cast<size_t>(i)], ids[order[static_cast<size_t>(i)]])
+                     : storage->append(codes, i, next_id_ + i);
+    if (!in_place) storage_ = storage;
+  }
+  next_id_ = std::max(next_id_, highest + 1);
+}
+
+// Merges codes, taken in `order` of ascending ids, between the present ones.
+void Index::insert(const Codes& codes, const std::vector<int64_t>& order, const int64_t* ids) {
+  const Storage& present = *storage_;
+  const Codes rows = present.codes();
+  auto merged = std::make_shared<Storage>(bits_);
+  merged->reserve(present.count() + codes.count);
+  int64_t next = 0;
+  for (const int64_t row : order) {
+    for (; next < present.count() && present.ids()[next] < ids[row]; ++next)
+      merged->append(rows, next, present.ids()[next]);
+    merged->append(codes, row, ids[row]);
+  }
+  for (; next < present.count(); ++next) merged->append(rows, next, present.ids()[next]);
+  storage_ = std::move(merged);
+}
+
+void Index::remove(const int64_t* ids, int64_t count) {
+  const std::vector<int64_t> order = order_of(ids, count);
+  const std::lock_guard<std::mutex> gate(gate_);
+  const std::unique_lock<std::shared_mutex> lock(mutex_);
+  std::vector<int64_t> positions;
+  positions.reserve(order.size());
+  for (const int64_t row : order) {
+    positions.push_back(position_of(*storage_, ids[row]));
+    if (positions.back() < 0)
+      throw InputError("ids: " + std::to_string(ids[row]) + " is not in the index; nothing was removed");
+  }
+  if (positions.empty()) return;
+  if (!exclusive()) storage_ = storage_->copy(0);
+  storage_->erase(positions);
+}
+
+Task Index::make_task(const Codes& queries, const Allowed& allowed, int threads,
+                      std::vector<int64_t>& selection) const {
+  const int64_t count = storage_->count();
+  Task task;
+  task.bits = bits_;
+  task.queries = queries;
+  task.items = storage_->codes();
+  task.ids = storage_->ids();
+  task.threads = threads;
+  if (allowed.mask_rows > 0 && allowed.mask_columns != count)
+    throw InputError("mask must have one entry for each of the " + counted(count, "item") + " of the index, got " +
+                     std::to_string(allowed.mask_columns));
+  if (allowed.mask_rows > 1) {
+    task.mask = allowed.mask;
+    task.mask_stride = allowed.mask_columns;
+  } else if (allowed.mask_rows == 1) {
+    for (int64_t i = 0; i < count; ++i)
+      if (allowed.mask[i] != 0) selection.push_back(i);
+  } else if (allowed.id_count >= 0) {
+    for (int64_t i = 0; i < allowed.id_count; ++i)
+      if (const int64_t position = position_of(*storage_, allowed.ids[i]); position >= 0) selection.push_back(position);
+    std::sort(selection.begin(), selection.end());
+    selection.erase(std::unique(selection.begin(), selection.end()), selection.end());
+  }
+  if (allowed.mask_rows == 1 || allowed.id_count >= 0) {
+    task.selection = selection.data();
+    task.selected = static_cast<int64_t>(selection.size());
+    // A selection of everything would only cost copies.
+    if (task.selected == count) task.selected = -1;
+  }
+  return task;
+}
+
+void Index::search(const Codes& queries, int64_t k, int max_distance, const Allowed& allowed, int threads,
+                   int32_t* distances, int64_t* ids) const {
+  check_padding("queries", queries, bits_);
+  const auto lock = read_lock();
+  std::vector<int64_t> selection;
+  topk(make_task(queries, allowed, threads, selection), k, max_distance, distances, ids);
+}
+
+RangeResult Index::range_search(const Codes& queries, int radius, const Allowed& allowed, int threads) const {
+  check_padding("queries", queries, bits_);
+  const auto lock = read_lock();
+  std::vector<int64_t> selection;
+  const Task task = make_task(queries, allowed, threads, selection);
+  RangeResult result;
+  result.lims = std::make_unique_for_overwrite<int64_t[]>(static_cast<size_t>(queries.count) + 1);
+  RangeCounts counts = range_count(task, radius, result.lims.get());
+  const size_t found = static_cast<size_t>(result.lims[static_cast<size_t>(queries.count)]);
+  result.distances = std::make_unique_for_overwrite<int32_t[]>(found);
+  result.ids = std::make_unique_for_overwrite<int64_t[]>(found);
+  range_fill(task, std::move(counts), result.lims.get(), result.distances.get(), result.ids.get());
+  return result;
+}
+
+}  // namespace agmh

@@ -1,0 +1,100 @@
+// The one loop that all results come from: tiles of items, and for each tile all queries of a block, so that a tile is
+// read from memory once a block. What becomes of the distances is the epilogue's business.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "hamming/engine.h"
+#include "hamming/kernels.h"
+
+namespace agmh {
+
+struct Range {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+// The distance of a masked item: above any threshold.
+inline constexpr int16_t kExcluded = std::numeric_limits<int16_t>::max();
+inline constexpr int kMaxTile = 1024;
+
+// Items a tile: half an L1 cache of codes, at most kMaxTile.
+constexpr int tile_items(int row_bytes) { return std::clamp(16384 / row_bytes, 32, kMaxTile); }
+
+// Part `index` of `parts` of [0, size), in order.
+inline Range part_of(int64_t size, int64_t parts, int64_t index) {
+  const int64_t whole = size / parts, rest = size % parts;
+  const int64_t begin = whole * index + std::min(rest, index);
+  return {begin, begin + whole + (index < rest ? 1 : 0)};
+}
+
+// How a task is cut: blocks of queries, handed to `outer` threads; or each block by all threads, one a part of the
+// items. One of the two is 1.
+struct Plan {
+  int64_t block = 1;
+  int outer = 1;
+  int parts = 1;
+
+  int64_t blocks(int64_t queries) const { return (queries + block - 1) / block; }
+  Range queries(int64_t index, int64_t count) const { return {index * block, std::min(count, (index + 1) * block)}; }
+};
+Plan make_plan(const Task& task, int64_t max_block);
+
+// A tile of padded rows and the padded queries of a block; rows that lie padded already are not copied.
+class TileReader {
+ public:
+  TileReader(const Task& task, Range queries);
+  const uint8_t* query(int64_t query) const { return queries_.data() + (query - first_query_) * row_bytes_; }
+  const uint8_t* tile(int64_t first, int count);
+
+ private:
+  const Task& task_;
+  int row_bytes_;
+  int64_t first_query_;
+  std::vector<uint8_t> queries_;
+  std::vector<uint8_t> tile_;
+};
+
+// Calls epilogue(query, first, distances, count) for each tile of `items` and each query, tiles in ascending order:
+// distances[i] belongs to position first + i and is kExcluded where the mask leaves that item out.
+template <class Epilogue>
+void scan_tiles(const Task& task, Range queries, Range items, Epilogue&& epilogue) {
+  const int row_bytes = padded_bytes(task.bits), words = row_bytes / 8, step = tile_items(row_bytes);
+  const DistanceKernel kernel = distance_kernel(row_bytes);
+  TileReader reader(task, queries);
+  alignas(64) int16_t distances[kMaxTile];
+  for (int64_t first = items.begin; first < items.end; first += step) {
+    const int count = static_cast<int>(std::min<int64_t>(step, items.end - first));
+    const uint8_t* tile = reader.tile(first, count);
+    for (int64_t query = queries.begin; query < queries.end; ++query) {
+      kernel(reader.query(query), tile, count, words, distances);
+      if (task.mask != nullptr) {
+        const uint8_t* mask = task.mask + query * task.mask_stride + first;
+        for (int i = 0; i < count; ++i) distances[i] = mask[i] != 0 ? distances[i] : kExcluded;
+      }
+      epilogue(query, first, static_cast<const int16_t*>(distances), count);
+    }
+  }
+}
+
+// Calls hit(i) for each i with distances[i] <= limit, ascending. Groups without one are passed by a vector minimum.
+template <class Hit>
+void for_each_within(const int16_t* distances, int count, int16_t limit, Hit&& hit) {
+  constexpr int kGroup = 32;
+  int first = 0;
+  for (; first + kGroup <= count; first += kGroup) {
+    int16_t least = distances[first];
+    for (int i = 1; i < kGroup; ++i) least = std::min(least, distances[first + i]);
+    if (least > limit) continue;
+    for (int i = first; i < first + kGroup; ++i)
+      if (distances[i] <= limit) hit(i);
+  }
+  for (int i = first; i < count; ++i)
+    if (distances[i] <= limit) hit(i);
+}
+
+}  // namespace agmh

@@ -1,0 +1,212 @@
+// agmh_fast._C: torch ops on the libtorch stable ABI, so that one build serves every torch from the target version on.
+// Codes are packed uint8 rows (N, ceil(bits / 8)). agmh_fast/ops/hamming.py checks values; here only what keeps memory
+// safe is checked, since the ops can be called by anyone.
+#include <Python.h>
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#pragma GCC diagnostic pop
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "hamming/engine.h"
+#ifdef AGMH_FAST_CUDA
+#include "hamming/distance_cuda.h"
+#endif
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Adjoining bytes in each row; the rows themselves may lie apart.
+Tensor with_adjoining_bytes(const Tensor& codes) {
+  if (codes.size(1) <= 1 || codes.stride(1) == 1) return codes;
+  Tensor copy = torch::stable::new_empty(codes, {codes.size(0), codes.size(1)});
+  torch::stable::copy_(copy, codes);
+  return copy;
+}
+
+void check_codes(const char* name, const Tensor& codes, int64_t bits) {
+  STD_TORCH_CHECK(bits >= 1 && bits <= agmh::kMaxBits, "bits must be from 1 to 4096, got ", bits);
+  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.dim() == 2, name, " must be a 2-D uint8 tensor");
+  STD_TORCH_CHECK(codes.size(1) == agmh::packed_bytes(static_cast<int>(bits)), name,
+                  " must have ceil(bits / 8) columns, got ", codes.size(1));
+}
+
+agmh::Codes as_codes(const Tensor& codes) {
+  return {static_cast<const uint8_t*>(codes.data_ptr()), codes.size(0), codes.stride(0),
+          static_cast<int>(codes.size(1))};
+}
+
+// Keeps the tensors alive that its task points into.
+struct Search {
+  Tensor queries, items;
+  agmh::Task task;
+
+  Search(const Tensor& q, const Tensor& x, int64_t bits, int64_t threads) : queries(q), items(x) {
+    check_codes("q", q, bits);
+    check_codes("x", x, bits);
+    queries = with_adjoining_bytes(q);
+    items = with_adjoining_bytes(x);
+    task.bits = static_cast<int>(bits);
+    task.queries = as_codes(queries);
+    task.items = as_codes(items);
+    task.threads = static_cast<int>(std::clamp<int64_t>(threads, 1, 4096));
+  }
+};
+
+struct RelevanceLabels {
+  Tensor queries, items;
+  agmh::Labels labels;
+
+  RelevanceLabels(const Tensor& of_queries, const Tensor& of_items, const Search& search)
+      : queries(of_queries), items(of_items) {
+    const auto fits = [](const Tensor& labels, int64_t rows) {
+      return labels.scalar_type() == ScalarType::Long && (labels.dim() == 1 || labels.dim() == 2) &&
+             labels.size(0) == rows && labels.is_contiguous();
+    };
+    STD_TORCH_CHECK(fits(queries, search.task.queries.count) && fits(items, search.task.items.count) &&
+                        queries.dim() == items.dim() && (queries.dim() == 1 || queries.size(1) == items.size(1)),
+                    "labels must be contiguous int64 tensors, (rows,) or (rows, words), one row a code");
+    labels = {static_cast<const int64_t*>(queries.data_ptr()), static_cast<const int64_t*>(items.data_ptr()),
+              queries.dim() == 2 ? static_cast<int>(queries.size(1)) : 0};
+    STD_TORCH_CHECK(queries.dim() == 1 || labels.words > 0, "label sets must have at least one word");
+  }
+};
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+ScalarType distance_type(int64_t bits) { return bits <= 255 ? ScalarType::Byte : ScalarType::UInt16; }
+
+Tensor distance_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t threads) {
+  const Search search(q, x, bits, threads);
+  const Tensor out = torch::stable::new_empty(q, {q.size(0), x.size(0)}, distance_type(bits));
+  if (bits <= 255)
+    agmh::distance(search.task, data<uint8_t>(out));
+  else
+    agmh::distance(search.task, data<uint16_t>(out));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> topk_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t k, int64_t threads) {
+  const Search search(q, x, bits, threads);
+  STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
+  const Tensor distances = torch::stable::new_empty(q, {q.size(0), k}, ScalarType::Int);
+  const Tensor ids = torch::stable::new_empty(q, {q.size(0), k}, ScalarType::Long);
+  agmh::topk(search.task, k, agmh::kMaxBits, data<int32_t>(distances), data<int64_t>(ids));
+  return {distances, ids};
+}
+
+std::tuple<Tensor, Tensor, Tensor> range_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t radius,
+                                             int64_t threads) {
+  const Search search(q, x, bits, threads);
+  STD_TORCH_CHECK(radius >= 0, "radius must be at least 0, got ", radius);
+  const Tensor lims = torch::stable::new_empty(q, {q.size(0) + 1}, ScalarType::Long);
+  agmh::RangeCounts counts =
+      agmh::range_count(search.task, static_cast<int>(std::min<int64_t>(radius, bits)), data<int64_t>(lims));
+  const int64_t found = data<int64_t>(lims)[q.size(0)];
+  const Tensor distances = torch::stable::new_empty(q, {found}, ScalarType::Int);
+  const Tensor ids = torch::stable::new_empty(q, {found}, ScalarType::Long);
+  agmh::range_fill(search.task, std::move(counts), data<int64_t>(lims), data<int32_t>(distances), data<int64_t>(ids));
+  return {lims, distances, ids};
+}
+
+Tensor histogram_cpu(const Tensor& q, const Tensor& x, int64_t bits, const std::optional<Tensor>& labels_q,
+                     const std::optional<Tensor>& labels_x, int64_t threads) {
+  const Search search(q, x, bits, threads);
+  STD_TORCH_CHECK(labels_q.has_value() == labels_x.has_value(), "give both labels or none");
+  if (!labels_q.has_value()) {
+    const Tensor out = torch::stable::new_empty(q, {q.size(0), bits + 1}, ScalarType::Long);
+    agmh::histogram(search.task, nullptr, data<int64_t>(out));
+    return out;
+  }
+  const RelevanceLabels labels(*labels_q, *labels_x, search);
+  const Tensor out = torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long);
+  agmh::histogram(search.task, &labels.labels, data<int64_t>(out));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> stable_ranking_cpu(const Tensor& q, const Tensor& x, int64_t bits, const Tensor& labels_q,
+                                              const Tensor& labels_x, int64_t depth, std::vector<int64_t> cutoffs,
+                                              int64_t threads) {
+  const Search search(q, x, bits, threads);
+  const RelevanceLabels labels(labels_q, labels_x, search);
+  STD_TORCH_CHECK(std::is_sorted(cutoffs.begin(), cutoffs.end()), "cutoffs must be ascending");
+  const Tensor precision_sum = torch::stable::new_empty(q, {q.size(0)}, ScalarType::Double);
+  const Tensor relevant =
+      torch::stable::new_empty(q, {q.size(0), static_cast<int64_t>(cutoffs.size())}, ScalarType::Long);
+  agmh::stable_ranking(search.task, labels.labels, depth, cutoffs, data<double>(precision_sum),
+                       data<int64_t>(relevant));
+  return {precision_sum, relevant};
+}
+
+#ifdef AGMH_FAST_CUDA
+// Rows of whole 64-bit words, adjoining and aligned: the tensor itself where it is laid out so, else a zero-padded
+// copy.
+Tensor as_words(const Tensor& codes, int64_t bytes) {
+  const bool aligned = reinterpret_cast<uintptr_t>(codes.data_ptr()) % 8 == 0;
+  if (codes.size(1) == bytes && codes.is_contiguous() && aligned) return codes;
+  const Tensor padded = torch::stable::new_zeros(codes, {codes.size(0), bytes});
+  Tensor filled = torch::stable::narrow(const_cast<Tensor&>(padded), 1, 0, codes.size(1));
+  torch::stable::copy_(filled, codes);
+  return padded;
+}
+
+Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t) {
+  check_codes("q", q, bits);
+  check_codes("x", x, bits);
+  STD_TORCH_CHECK(q.get_device_index() == x.get_device_index(), "q and x must be on the same device");
+  const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  const int words = static_cast<int>((bits + 63) / 64);
+  const Tensor queries = as_words(q, words * 8), items = as_words(x, words * 8);
+  const Tensor out = torch::stable::new_empty(q, {q.size(0), x.size(0)}, distance_type(bits));
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(q.get_device_index(), &stream));
+  const int error = agmh::launch_distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words, bits > 255,
+                                          out.data_ptr(), stream);
+  STD_TORCH_CHECK(error == 0, "hamming_distance: ", agmh::cuda_error_text(error));
+  return out;
+}
+#endif
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(agmh_fast, library) {
+  library.def("hamming_distance(Tensor q, Tensor x, int bits, int threads) -> Tensor");
+  library.def("hamming_topk(Tensor q, Tensor x, int bits, int k, int threads) -> (Tensor, Tensor)");
+  library.def("hamming_range(Tensor q, Tensor x, int bits, int radius, int threads) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "hamming_histogram(Tensor q, Tensor x, int bits, Tensor? labels_q, Tensor? labels_x, int threads) -> Tensor");
+  library.def(
+      "hamming_stable_ranking(Tensor q, Tensor x, int bits, Tensor labels_q, Tensor labels_x, int depth, int[] "
+      "cutoffs, "
+      "int threads) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CPU, library) {
+  library.impl("hamming_distance", TORCH_BOX(&distance_cpu));
+  library.impl("hamming_topk", TORCH_BOX(&topk_cpu));
+  library.impl("hamming_range", TORCH_BOX(&range_cpu));
+  library.impl("hamming_histogram", TORCH_BOX(&histogram_cpu));
+  library.impl("hamming_stable_ranking", TORCH_BOX(&stable_ranking_cpu));
+}
+
+#ifdef AGMH_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CUDA, library) { library.impl("hamming_distance", TORCH_BOX(&distance_cuda)); }
+#endif
+
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef module{PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,61 @@
+"""Attention parameters, features and error measures that several test files share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agmh_fast.ops.attention import AttentionParams
+
+# (D, C, K, h, B, H, W): odd sizes, single descriptors, channels, slots and heads, n = 49, 195 and 196.
+SHAPES = [
+    (3, 20, 7, 4, 3, 5, 4),
+    (1, 8, 3, 2, 2, 7, 7),
+    (2, 1, 4, 4, 3, 2, 3),
+    (2, 33, 1, 3, 2, 3, 3),
+    (6, 16, 12, 4, 5, 7, 7),
+    (2, 64, 100, 1, 1, 15, 13),
+    (2, 96, 128, 4, 9, 14, 14),
+]
+
+
+def make_params(
+    d: int, c: int, k: int, h: int, dtype: torch.dtype = torch.float64, requires_grad: bool = True
+) -> AttentionParams:
+    """Random parameters of ordinary scale, with running statistics that are not the identity."""
+
+    def weight(*shape: int) -> Tensor:
+        return (torch.randn(*shape, dtype=dtype) * (2 / shape[-2]) ** 0.5).requires_grad_(requires_grad)
+
+    def vector(shift: float) -> Tensor:
+        return (torch.rand(d, c, dtype=dtype) + shift).requires_grad_(requires_grad)
+
+    return AttentionParams(
+        weight(d, c, c),
+        vector(-0.5),
+        weight(d, h, k, c),
+        weight(d, h - 1, k, 2 * k),
+        weight(d, c, k),
+        weight(d, c, c),
+        vector(0.5),
+        vector(-0.5),
+        torch.randn(d, c, dtype=dtype),
+        torch.rand(d, c, dtype=dtype) + 0.5,
+    )
+
+
+def make_features(d: int, c: int, b: int, h: int, w: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Features as descriptors are: non-negative, about half of them zero."""
+    return torch.randn(b, d * c, h, w, dtype=dtype).relu()
+
+
+def with_own_statistics(params: AttentionParams) -> AttentionParams:
+    """The same parameters with copies of the running statistics, for a call that updates them."""
+    return params._replace(running_mean=params.running_mean.clone(), running_var=params.running_var.clone())
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in float64; the absolute norm where the expected one is zero."""
+    actual, expected = actual.double(), expected.double()
+    size = expected.norm().item()
+    return (actual - expected).norm().item() / (size if size > 0 else 1.0)

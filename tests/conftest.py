@@ -1,0 +1,25 @@
+"""Uninitialised memory is poisoned in every test: NaN in floating tensors, the largest value in integer ones."""
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests for a GPU are for machines that have one."""
+    if not torch.cuda.is_available():
+        gpu = [item for item in items if item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

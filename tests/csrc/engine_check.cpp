@@ -1,0 +1,342 @@
+// Every function of the engine against a few obvious lines, on many shapes, for each instruction set and several thread
+// counts. Built with the sanitizers by test_engine.py; outputs start as garbage, so an element never written shows.
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+#include <numeric>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "hamming/engine.h"
+#include "hamming/index.h"
+#include "hamming/kernels.h"
+
+// Bytes held through operator new, and the most there ever were since the last reset.
+static std::atomic<int64_t> held{0}, most{0};
+
+void* operator new(size_t size) {
+  auto* block = static_cast<size_t*>(std::malloc(size + 16));
+  if (block == nullptr) throw std::bad_alloc();
+  block[0] = size;
+  const int64_t now = held += static_cast<int64_t>(size);
+  int64_t seen = most;
+  while (now > seen && !most.compare_exchange_weak(seen, now)) {
+  }
+  return block + 2;
+}
+void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  try {
+    return operator new(size);
+  } catch (...) {
+    return nullptr;
+  }
+}
+void operator delete(void* memory) noexcept {
+  if (memory == nullptr) return;
+  size_t* block = static_cast<size_t*>(memory) - 2;
+  held -= static_cast<int64_t>(block[0]);
+  std::free(block);
+}
+void operator delete(void* memory, size_t) noexcept { operator delete(memory); }
+
+namespace {
+
+std::mt19937_64 generator(1);
+int64_t draw(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+
+[[noreturn]] void fail(const char* what, int line) {
+  std::printf("FAILED line %d: %s\n", line, what);
+  std::exit(1);
+}
+#define CHECK(condition) \
+  if (!(condition)) fail(#condition, __LINE__)
+
+// Packed codes in rows that lie `gap` bytes apart; few distinct ones, so that ties are many.
+struct Rows {
+  int bits;
+  int64_t count, stride;
+  std::vector<uint8_t> bytes;
+
+  Rows(int code_bits, int64_t rows, int64_t gap, int distinct)
+      : bits(code_bits), count(rows), stride(agmh::packed_bytes(code_bits) + gap) {
+    const int width = agmh::packed_bytes(bits);
+    std::vector<std::vector<uint8_t>> values(static_cast<size_t>(distinct),
+                                             std::vector<uint8_t>(static_cast<size_t>(width)));
+    for (auto& value : values) {
+      for (uint8_t& byte : value) byte = static_cast<uint8_t>(draw(0, 255));
+      value.back() = static_cast<uint8_t>(value.back() & ~agmh::padding_mask(bits));
+    }
+    bytes.assign(static_cast<size_t>(std::max<int64_t>(0, count * stride - gap)), 0xEE);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto& value = values[static_cast<size_t>(draw(0, distinct - 1))];
+      std::copy(value.begin(), value.end(), bytes.begin() + i * stride);
+    }
+  }
+  agmh::Codes codes() const { return {bytes.data(), count, stride, agmh::packed_bytes(bits)}; }
+  int distance(int64_t i, const Rows& other, int64_t j) const {
+    int sum = 0;
+    for (int b = 0; b < agmh::packed_bytes(bits); ++b)
+      sum += std::popcount(static_cast<unsigned>(codes().row(i)[b] ^ other.codes().row(j)[b]));
+    return sum;
+  }
+};
+
+struct Hit {
+  int distance;
+  int64_t id;
+  auto operator<=>(const Hit&) const = default;
+};
+
+template <class T>
+std::vector<T> garbage(int64_t count) {
+  return std::vector<T>(static_cast<size_t>(count), static_cast<T>(77));
+}
+
+struct Case {
+  Rows queries, items;
+  agmh::Task task;
+  std::vector<uint8_t> mask;
+  std::vector<int64_t> selection, ids;
+
+  Case(int bits, int64_t q, int64_t n, int kind, int threads)
+      : queries(bits, q, draw(0, 3), 3), items(bits, n, draw(0, 1) * 3, static_cast<int>(draw(1, 9))) {
+    task.bits = bits;
+    task.queries = queries.codes();
+    task.items = items.codes();
+    task.threads = threads;
+    if (kind == 1 || kind == 2) {
+      task.mask_stride = kind == 1 ? 0 : n;
+      for (int64_t i = 0; i < (kind == 1 ? n : q * n); ++i) mask.push_back(static_cast<uint8_t>(draw(0, 1)));
+      task.mask = mask.data();
+    }
+    if (kind == 3) {
+      for (int64_t i = 0; i < n; ++i)
+        if (draw(0, 2) == 0) selection.push_back(i);
+      for (int64_t i = 0; i < n; ++i) ids.push_back(10 * i + 5);
+      task.selection = selection.data();
+      task.selected = static_cast<int64_t>(selection.size());
+      task.ids = ids.data();
+    }
+  }
+
+  // All allowed items of a query, in order.
+  std::vector<Hit> ranking(int64_t q, int limit) const {
+    std::vector<Hit> hits;
+    for (int64_t p = 0; p < task.size(); ++p) {
+      if (task.mask != nullptr && task.mask[q * task.mask_stride + p] == 0) continue;
+      const int distance = queries.distance(q, items, task.row_of(p));
+      if (distance <= limit) hits.push_back({distance, task.id_of(p)});
+    }
+    std::stable_sort(hits.begin(), hits.end());
+    return hits;
+  }
+};
+
+void check_topk(const Case& c, int64_t k, int limit) {
+  const int64_t q = c.queries.count;
+  auto distances = garbage<int32_t>(q * k);
+  auto ids = garbage<int64_t>(q * k);
+  agmh::topk(c.task, k, limit, distances.data(), ids.data());
+  for (int64_t i = 0; i < q; ++i) {
+    const std::vector<Hit> hits = c.ranking(i, limit);
+    for (int64_t j = 0; j < k; ++j) {
+      const bool exists = j < static_cast<int64_t>(hits.size());
+      CHECK(distances[static_cast<size_t>(i * k + j)] ==
+            (exists ? hits[static_cast<size_t>(j)].distance : agmh::kNoDistance));
+      CHECK(ids[static_cast<size_t>(i * k + j)] == (exists ? hits[static_cast<size_t>(j)].id : -1));
+    }
+  }
+}
+
+void check_range(const Case& c, int radius) {
+  auto lims = garbage<int64_t>(c.queries.count + 1);
+  agmh::RangeCounts counts = agmh::range_count(c.task, radius, lims.data());
+  auto distances = garbage<int32_t>(lims.back());
+  auto ids = garbage<int64_t>(lims.back());
+  agmh::range_fill(c.task, std::move(counts), lims.data(), distances.data(), ids.data());
+  CHECK(lims[0] == 0);
+  for (int64_t i = 0; i < c.queries.count; ++i) {
+    const std::vector<Hit> hits = c.ranking(i, radius);
+    const int64_t begin = lims[static_cast<size_t>(i)];
+    CHECK(lims[static_cast<size_t>(i) + 1] - begin == static_cast<int64_t>(hits.size()));
+    for (size_t j = 0; j < hits.size(); ++j) {
+      CHECK(distances[static_cast<size_t>(begin) + j] == hits[j].distance);
+      CHECK(ids[static_cast<size_t>(begin) + j] == hits[j].id);
+    }
+  }
+}
+
+void check_matrix(const Case& c) {
+  const int64_t n = c.task.size();
+  auto wide = garbage<uint16_t>(c.queries.count * n);
+  auto narrow = garbage<uint8_t>(c.queries.count * n);
+  agmh::distance(c.task, wide.data());
+  if (c.task.bits <= 255) agmh::distance(c.task, narrow.data());
+  for (int64_t i = 0; i < c.queries.count; ++i)
+    for (int64_t p = 0; p < n; ++p) {
+      const int distance = c.queries.distance(i, c.items, c.task.row_of(p));
+      CHECK(wide[static_cast<size_t>(i * n + p)] == distance);
+      CHECK(c.task.bits > 255 || narrow[static_cast<size_t>(i * n + p)] == distance);
+    }
+}
+
+void check_labels(const Case& c, int words) {
+  const int64_t q = c.queries.count, n = c.items.count, bins = c.task.bits + 1;
+  const int64_t columns = std::max(words, 1);
+  std::vector<int64_t> of_queries, of_items;
+  for (int64_t i = 0; i < q * columns; ++i) of_queries.push_back(words ? draw(0, 3) : draw(0, 2));
+  for (int64_t i = 0; i < n * columns; ++i) of_items.push_back(words ? draw(0, 3) : draw(0, 2));
+  const agmh::Labels labels{of_queries.data(), of_items.data(), words};
+  auto counts = garbage<int64_t>(q * bins * 2);
+  agmh::histogram(c.task, &labels, counts.data());
+  auto plain = garbage<int64_t>(q * bins);
+  agmh::histogram(c.task, nullptr, plain.data());
+  const std::vector<int64_t> cutoffs{1, 3, n + 7};
+  auto relevant = garbage<int64_t>(q * 3);
+  auto sums = garbage<double>(q);
+  const int64_t depth = draw(1, n + 1);
+  agmh::stable_ranking(c.task, labels, depth, cutoffs, sums.data(), relevant.data());
+  for (int64_t i = 0; i < q; ++i) {
+    std::vector<int64_t> expected(static_cast<size_t>(bins * 2)), within(3);
+    double sum = 0;
+    int64_t rank = 0, hits = 0;
+    for (const Hit& hit : c.ranking(i, c.task.bits)) {
+      const bool match = labels.relevant(i, hit.id);
+      ++expected[static_cast<size_t>(hit.distance) * 2];
+      expected[static_cast<size_t>(hit.distance) * 2 + 1] += match;
+      ++rank;
+      hits += match;
+      if (match && rank <= depth) sum += static_cast<double>(hits) / static_cast<double>(rank);
+      for (size_t column = 0; column < 3; ++column) within[column] += match && rank <= cutoffs[column];
+    }
+    CHECK(std::equal(expected.begin(), expected.end(), counts.begin() + i * bins * 2));
+    for (int64_t d = 0; d < bins; ++d)
+      CHECK(plain[static_cast<size_t>(i * bins + d)] == expected[static_cast<size_t>(2 * d)]);
+    CHECK(std::equal(within.begin(), within.end(), relevant.begin() + i * 3));
+    // At most `rank` terms of at most 1, summed in another order.
+    CHECK(std::abs(sum - sums[static_cast<size_t>(i)]) <= 1e-15 * static_cast<double>(rank * rank));
+  }
+}
+
+void check_functions() {
+  constexpr int kBits[] = {1, 8, 12, 16, 24, 32, 33, 48, 64, 100, 128, 192, 255, 256, 257, 320, 768, 1024, 4096};
+  for (const std::string& isa : agmh::available_isas()) {
+    agmh::use_isa(isa);
+    for (const int bits : kBits) {
+      for (const int64_t n : {0, 1, 31, 200, 2500}) {
+        const int64_t q = n == 200 ? 40 : draw(0, 3);
+        const int kind = static_cast<int>(draw(0, 3));
+        const int threads = static_cast<int>(draw(1, 4));
+        const Case c(bits, q, n, kind, threads);
+        for (const int64_t k : {int64_t{1}, int64_t{10}, std::max<int64_t>(1, n), n + 3})
+          check_topk(c, k, static_cast<int>(draw(0, bits)));
+        check_range(c, static_cast<int>(draw(0, bits)));
+        check_matrix(Case(bits, q, n, 3 * static_cast<int>(draw(0, 1)), threads));
+        const Case plain(bits, q, n, 0, threads);
+        check_labels(plain, static_cast<int>(draw(0, 2)));
+      }
+    }
+  }
+}
+
+// Large enough that both ways of splitting are taken and candidates are compacted often: distances only fall.
+void check_splits() {
+  for (const int64_t q : {1, 3, 64}) {
+    Rows queries(64, q, 0, 1), items(64, 40000, 0, 2);
+    for (int64_t i = 0; i < items.count; ++i) {
+      const int ones = static_cast<int>(64 - i * 65 / items.count);
+      for (int b = 0; b < 8; ++b) {
+        const int set = std::clamp(ones - 8 * b, 0, 8);
+        items.bytes[static_cast<size_t>(i * 8 + b)] =
+            static_cast<uint8_t>(queries.bytes[static_cast<size_t>(b)] ^ ((1 << set) - 1));
+      }
+    }
+    for (const int64_t k : {int64_t{1}, int64_t{100}, int64_t{1500}, int64_t{20000}, items.count}) {
+      std::vector<int32_t> first_distances;
+      std::vector<int64_t> first_ids;
+      for (const int threads : {1, 2, 3}) {
+        agmh::Task task{64, queries.codes(), items.codes()};
+        task.threads = threads;
+        auto distances = garbage<int32_t>(q * k);
+        auto ids = garbage<int64_t>(q * k);
+        agmh::topk(task, k, 64, distances.data(), ids.data());
+        for (int64_t j = 1; j < k; ++j) {
+          const size_t at = static_cast<size_t>(j);
+          CHECK((Hit{distances[at - 1], ids[at - 1]} < Hit{distances[at], ids[at]}));
+        }
+        CHECK(distances[static_cast<size_t>(k - 1)] == queries.distance(0, items, ids[static_cast<size_t>(k - 1)]));
+        if (threads == 1) {
+          first_distances = distances;
+          first_ids = ids;
+        }
+        CHECK(distances == first_distances && ids == first_ids);
+      }
+    }
+  }
+}
+
+// Scratch beside the outputs: a few queries in flight on each thread, whatever their number.
+void check_scratch() {
+  constexpr int64_t kQueries = 512, kItems = 20000;
+  const Rows queries(64, kQueries, 0, 99), items(64, kItems, 0, 999);
+  agmh::Task task{64, queries.codes(), items.codes()};
+  task.threads = 2;
+  std::vector<int32_t> distances(kQueries * 1000);
+  std::vector<int64_t> ids(kQueries * 1000), lims(kQueries + 1), bins(kQueries * 65);
+  std::vector<uint8_t> matrix(kQueries * kItems);
+  const int64_t before = held;
+  most = before;
+  for (const int64_t k : {10, 1000}) agmh::topk(task, k, 64, distances.data(), ids.data());
+  agmh::histogram(task, nullptr, bins.data());
+  agmh::distance(task, matrix.data());
+  (void)agmh::range_count(task, 20, lims.data());
+  // 2 threads, 64 queries each, 2000 candidates of 10 bytes; a distance matrix would be 10 million.
+  CHECK(most - before < 4'000'000);
+}
+
+// Searches without pause on two threads while a third adds and removes: every result must be a state that was.
+void check_concurrency() {
+  const Rows items(48, 3000, 0, 50), query(48, 1, 0, 1);
+  agmh::Index index(48);
+  std::atomic<bool> stop{false};
+  const auto search = [&] {
+    while (!stop) {
+      int32_t distances[8];
+      int64_t ids[8];
+      index.search(query.codes(), 8, 48, {}, 2, distances, ids);
+      for (int j = 0; j < 8; ++j) CHECK(ids[j] < 0 || distances[j] == query.distance(0, items, ids[j]));
+      const agmh::RangeResult found = index.range_search(query.codes(), 20, {}, 1);
+      int64_t next_id = 0;
+      const auto snapshot = index.snapshot(&next_id);
+      CHECK(snapshot->count() <= next_id);
+      CHECK(std::is_sorted(snapshot->ids(), snapshot->ids() + snapshot->count()));
+    }
+  };
+  std::thread first(search), second(search);
+  for (int64_t i = 0; i < items.count; i += 30) {
+    agmh::Codes part = items.codes();
+    part.data += i * part.stride;
+    part.count = 30;
+    index.add(part, nullptr);
+    if (i % 90 == 0) index.remove(&i, 1);
+  }
+  stop = true;
+  first.join();
+  second.join();
+  CHECK(index.size() == items.count - 34);
+}
+
+}  // namespace
+
+int main() {
+  check_functions();
+  agmh::use_isa(agmh::available_isas().back());
+  check_splits();
+  check_scratch();
+  check_concurrency();
+  std::printf("all as expected\n");
+  return 0;
+}

@@ -1,0 +1,133 @@
+"""What the index refuses: the message names the argument, and the index stays as it was."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import agmh_fast as af
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_devices():
+    index = af.HammingIndex(8, device=torch.device("cpu"))
+    assert index.device == torch.device("cpu")
+    assert index.to("cpu") is index
+    for call in (lambda: af.HammingIndex(8, device="cuda"), lambda: index.to("cuda:1")):
+        with pytest.raises(af.InputError, match="no CUDA device"):
+            call()
+    for device in ("meta", "nowhere", 1.5):
+        with pytest.raises(af.InputError, match="device must be"):
+            af.HammingIndex(8, device=device)
+
+
+CODES = np.zeros((2, 6), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda index: af.HammingIndex(0), "bits must be"),
+        (lambda index: af.HammingIndex(4097), "bits must be"),
+        (lambda index: index.add(CODES[:, :5]), "codes must have 6 bytes"),
+        (lambda index: index.add(CODES.astype(np.int64)), "view its words as bytes"),
+        (lambda index: index.add(CODES.tolist()), "codes must be a NumPy array"),
+        (lambda index: index.add(CODES[0]), r"codes\[None\]"),
+        (lambda index: index.add(CODES + np.uint8(1)), "codes: row 0 has bits set beyond the 45 bits"),
+        (lambda index: index.add(CODES, [7]), "ids must have one entry"),
+        (lambda index: index.add(CODES, [7, 7]), "7 is given twice"),
+        (lambda index: index.add(CODES, [7, -1]), "ids must be from 0"),
+        (lambda index: index.add(CODES, [7, 3]), "3 is in the index already"),
+        (lambda index: index.add(CODES, [7.0, 8.0]), "whole numbers"),
+        (lambda index: index.add(CODES, np.array([1, 2**63], np.uint64)), "below"),
+        (lambda index: index.add(CODES, [[7], [8]]), "one-dimensional"),
+        (lambda index: index.remove([5]), "5 is not in the index"),
+        (lambda index: index.remove([3, 3]), "3 is given twice"),
+        (lambda index: index.search(CODES, 0), "k must be"),
+        (lambda index: index.search(CODES, 1.0), "k must be"),
+        (lambda index: index.search(CODES, 2**31), "k must be"),
+        (lambda index: index.search(CODES + np.uint8(1), 1), "queries: row 0"),
+        (lambda index: index.search(CODES, 1, max_distance=-1), "max_distance must be"),
+        (lambda index: index.search(CODES, 1, mask=np.ones(4, bool)), "one entry for each of the 5 items"),
+        (lambda index: index.search(CODES, 1, mask=np.ones((1, 5), bool)), "one row for each of 2 queries"),
+        (lambda index: index.search(CODES, 1, mask=np.ones((2, 5, 1), bool)), "mask must be"),
+        (lambda index: index.search(CODES, 1, mask=np.ones(5, np.uint8)), "bool, or int64"),
+        (lambda index: index.search(CODES, 1, mask=np.ones(5)), "whole numbers"),
+        (lambda index: index.range_search(CODES, -1), "radius must be"),
+        (lambda index: index.range_search(CODES, None), "radius must be"),
+        (lambda index: index.range_search(CODES, 2, mask=np.ones(6, bool)), "one entry for each of the 5 items"),
+    ],
+)
+def test_bad_arguments_are_named_and_change_nothing(call, message):
+    index = af.HammingIndex(45)
+    index.add(np.zeros((5, 6), np.uint8), [0, 1, 3, 4, 9])
+    with pytest.raises(af.InputError, match=message) as error:
+        call(index)
+    assert "\n" not in str(error.value)
+    assert index.ids.tolist() == [0, 1, 3, 4, 9]
+
+
+def test_random_bad_calls_never_crash_nor_change_the_index():
+    """Five hundred calls with one argument of the wrong kind: InputError or TypeError, and the index as it was."""
+    rng = random.Random(0)
+    index = af.HammingIndex(45)
+    index.add(np.zeros((5, 6), np.uint8), [0, 1, 3, 4, 9])
+    arrays = [
+        np.zeros(3),
+        np.zeros((2, 6)),
+        CODES[:, :5],
+        CODES.astype(">i4"),
+        CODES + np.uint8(1),
+        CODES[None],
+        CODES[0],
+    ]
+    tensors = [torch.zeros(2, 6), torch.zeros(2, 5, dtype=torch.uint8), torch.zeros(2, 6, dtype=torch.int64)]
+    scalars = [-1, 1.5, "x", b"x", True, 10**30, object(), {}, [[1]], float("nan")]
+    ids = [
+        [3],
+        [3, 3],
+        [-1],
+        [2.0],
+        ["a"],
+        [True],
+        np.ones((1, 1), np.int64),
+        np.array([2**63], np.uint64),
+        torch.ones(1),
+    ]
+    masks = [
+        np.ones(4, bool),
+        np.ones((3, 5), bool),
+        np.ones(5, np.uint8),
+        np.ones(5),
+        "x",
+        np.array([None, 1]),
+        7,
+        b"1",
+    ]
+    bad = {
+        ("add", "codes"): [*arrays, *tensors, *scalars, None],
+        ("add", "ids"): [*(i for i in ids if i != [3]), *scalars, [3, 20], [20], [20, 21, 22]],
+        ("remove", "ids"): [*(i for i in ids if i != [3]), *scalars, [77], [3, 77], None],
+        ("search", "queries"): [*arrays, *tensors, *scalars, None],
+        ("search", "k"): [*(s for s in scalars), 0, 2**31, None, np.ones(1)],
+        ("search", "mask"): masks,
+        ("search", "max_distance"): [s for s in scalars if s != 10**30],
+        ("range_search", "queries"): [*arrays, *tensors, *scalars, None],
+        ("range_search", "radius"): [*(s for s in scalars if s != 10**30), None],
+        ("range_search", "mask"): masks,
+    }
+    for _ in range(500):
+        (method, argument), values = rng.choice(list(bad.items()))
+        arguments = {
+            "add": {"codes": CODES, "ids": [20, 21]},
+            "remove": {"ids": [3]},
+            "search": {"queries": CODES, "k": 2},
+            "range_search": {"queries": CODES, "radius": 3},
+        }[method]
+        with pytest.raises((af.InputError, TypeError)):
+            getattr(index, method)(**{**arguments, argument: rng.choice(values)})
+        assert index.ids.tolist() == [0, 1, 3, 4, 9]
+        assert not index.codes.any()

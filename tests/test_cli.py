@@ -1,0 +1,258 @@
+"""The command line: exit codes, one line for a mistake, JSON that a program can read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import agmh_fast as af
+from agmh_fast.cli import COMMANDS, main
+from agmh_fast.train import checkpoint
+
+ROOT = Path(af.__file__).resolve().parent.parent
+COMMAND = [sys.executable, "-m", "agmh_fast"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+QUICK_TRAIN = "train --bits 8 --num-descriptors 2 --descriptor-dim 4 --memory-size 2 --num-samples 8 --batch-size 4"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Codes of 12 bits and labels in the current folder: 30 items, of which the first 5 are also the queries."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    codes = np.packbits(rng.integers(0, 2, (30, 12), dtype=np.uint8), axis=1)
+    labels = rng.integers(0, 3, 30)
+    for name, array in {"x": codes, "q": codes[:5], "xl": labels, "ql": labels[:5]}.items():
+        np.save(f"{name}.npy", array)
+    return codes, labels
+
+
+def _run(capsys, line):
+    code = main(line.split())
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def _require_mistake(capsys, line, text):
+    try:
+        code, out, err = _run(capsys, line)
+    except SystemExit as stop:
+        code, (out, err) = stop.code, capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.startswith("agmh-fast: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert text in err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  agmh-fast {command}" in capsys.readouterr().out
+
+
+def test_top_level_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_top_level_help_imports_nothing_heavy():
+    code = "import sys; from agmh_fast.cli import _parser; _parser([]).format_help(); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert said.stdout == "False\n", said.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"agmh-fast {af.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("", "command"),
+        ("fly", "invalid choice: 'fly'"),
+        ("demo --bits many", "--bits"),
+        ("demo --bits 0 --output new", "bits must be a whole number from 1 to 4096"),
+        ("demo --bits 4097 --output new", "bits must be a whole number from 1 to 4096"),
+        ("demo --seed -1 --output new", "seed"),
+        ("demo --device tpu --output new", "device"),
+        ("demo --output x.npy", "output folder 'x.npy'"),
+        ("demo --output x.npy/deeper", "output folder"),
+        ("demo --quick --resume --output new", "no checkpoint.pt in 'new/training' to resume"),
+        ("train --dataset nosuch", "dataset 'nosuch' is not known"),
+        ("train --bits 0", "bits"),
+        ("train --lr 0", "lr"),
+        ("train --backbone vgg", "backbone"),
+        ("train --resume --output nowhere", "no checkpoint.pt in 'nowhere' to resume"),
+        ("train --dataset fonts --root x", "root"),
+        ("index x.npy --bits 48 --output y", "codes must have 6 bytes a row for 48 bits"),
+        ("index x.npy --bits 0 --output y", "bits"),
+        ("index xl.npy --bits 12 --output y", "codes must be uint8"),
+        ("index missing.npy --bits 12 --output y", "codes: cannot read 'missing.npy'"),
+        ("index x.npy --bits 12 --output no/y", "'no'"),
+        ("index x.npy --bits 12", "--output"),
+        ("search x.npy q.npy", "x.npy"),
+        ("search missing q.npy", "missing"),
+        ("evaluate --query-codes q.npy --database-codes x.npy --query-labels xl.npy --database-labels xl.npy", "label"),
+        ("evaluate --query-codes q.npy", "--query-labels"),
+    ],
+)
+def test_a_mistake_is_exit_code_2_and_one_line(files, capsys, line, text):
+    _require_mistake(capsys, line, text)
+    assert not Path("y").exists()
+    assert not Path("new", "summary.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_a_mistake(files, capsys, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    _require_mistake(capsys, "demo --quick --output locked", "output folder 'locked'")
+
+
+def test_an_object_array_is_not_unpickled(files, capsys):
+    np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    _require_mistake(capsys, "index objects.npy --bits 12 --output y", "cannot read 'objects.npy'")
+
+
+def test_index_and_search(files, capsys):
+    codes, _ = files
+    code, out, err = _run(capsys, "index x.npy --bits 12 --output db.safetensors --json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"items": 30, "bits": 12, "output": "db.safetensors"}
+
+    code, out, err = _run(capsys, "search db.safetensors q.npy -k 40 --max-distance 6 --json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["k"], found["bits"], found["items"]) == (40, 12, 30)
+    for query, row in zip(codes[:5], found["results"], strict=True):
+        distance = np.unpackbits(query ^ codes, axis=1).sum(1)
+        order = np.argsort(distance, kind="stable")
+        order = order[distance[order] <= 6]
+        assert row["ids"] == order.tolist()
+        assert row["distances"] == distance[order].tolist()
+
+    code, out, _ = _run(capsys, "search db.safetensors q.npy -k 1")
+    assert code == 0
+    assert out.splitlines()[0].startswith("query 0: 0 (0 bits)")
+    assert _run(capsys, "index x.npy --bits 12 --output db.safetensors")[1].startswith("30 codes of 12 bits")
+
+
+def test_evaluate_agrees_with_the_function(files, capsys):
+    codes, labels = files
+    line = (
+        "evaluate --query-codes q.npy --query-labels ql.npy --database-codes x.npy --database-labels xl.npy --bits 12"
+    )
+    code, out, err = _run(capsys, line + " -k 20 --json")
+    assert (code, err) == (0, "")
+    scores = json.loads(out)
+    assert list(scores) == ["stable", "expected", "optimistic", "pessimistic"]
+    for ties, score in scores.items():
+        expected = af.metrics.retrieval(codes[:5], codes, labels[:5], labels, bits=12, ties=ties, k=20)
+        assert score == json.loads(json.dumps(expected.as_dict()))
+    code, out, _ = _run(capsys, line)
+    assert code == 0
+    assert f"{af.metrics.retrieval(codes[:5], codes, labels[:5], labels, bits=12).map:.4f}" in out.splitlines()[1]
+
+
+def test_info(capsys):
+    code, out, err = _run(capsys, "info --json")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["versions"]["agmh-fast"] == af.__version__
+    assert set(facts["auto picks on cpu"]) == set(facts["implementations, fastest first"]) == set(af.functional.OPS)
+    code, out, _ = _run(capsys, "info")
+    assert code == 0
+    assert "hamming_topk" in out
+
+
+def test_train_and_resume(tmp_path, monkeypatch, capsys, small_fonts):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = _run(capsys, f"{QUICK_TRAIN} --max-iter 1 --max-epoch 1 --output run --json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["output"] == "run"
+    assert 0 < result["map"] == result["best_map"] <= 1
+    assert af.train.load_run("run").bits == 8
+    # The stored settings are taken over; a different one is refused.
+    code, out, _ = _run(capsys, "train --resume --output run")
+    assert code == 0
+    assert f"mAP {result['map']:.4f}" in out
+    _require_mistake(capsys, "train --resume --output run --bits 12", "bits is 12, but the run in 'run' has 8")
+    _require_mistake(capsys, f"{QUICK_TRAIN} --output run", "already holds a run")
+
+
+@pytest.fixture
+def small_fonts(monkeypatch):
+    """The fonts dataset with little to render."""
+    from agmh_fast import data
+
+    small = data.fonts(size=16, words_per_class=1, queries_per_class=1)
+    monkeypatch.setitem(data.DATASETS, "fonts", lambda: small)
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path):
+    output = tmp_path / "demo"
+    line = [*COMMAND, "demo", "--quick", "--bits", "8", "--output", str(output)]
+    # A session of its own, as a terminal's Ctrl-C would otherwise reach these tests too.
+    slow = [*COMMAND[:1], "-c", _SLOW_DEMO, *line[3:]]
+    with subprocess.Popen(slow, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True) as process:
+        try:
+            _wait_for(output / "training" / checkpoint.FILE, process)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    hint = f"agmh-fast demo --output {output} --bits 8 --seed 0 --quick --resume"
+    assert err.splitlines()[-1] == f"agmh-fast: interrupted; continue with: {hint}"
+    assert "Traceback" not in err
+    assert not (output / "summary.json").exists()
+    resumed = subprocess.run([*COMMAND, *hint.split()[1:]], capture_output=True, text=True, env=ENVIRONMENT)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (output / "summary.json").exists()
+
+
+# The demo with a pause in every epoch, so that the signal meets it while it trains.
+_SLOW_DEMO = """
+import sys, time
+from agmh_fast import cli
+from agmh_fast.train import loop
+order = loop.epoch_order
+loop.epoch_order = lambda *args: time.sleep(30) or order(*args)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "the demo ended before its first checkpoint"
+        assert time.monotonic() < deadline, f"there was no {path}"
+        time.sleep(0.05)
+
+
+def test_a_reader_that_leaves_is_no_fault(files):
+    assert main(["index", "x.npy", "--bits", "12", "--output", "db"]) == 0
+    line = [*COMMAND, "search", "db", "x.npy", "-k", "30"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        process.stdout.close()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == ""

@@ -1,0 +1,54 @@
+"""Atomic writing and output folders."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from agmh_fast.errors import InputError, require_int
+from agmh_fast.files import atomic_write, output_folder
+
+
+def test_a_write_is_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def interrupted():
+        with atomic_write(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert target.read_text() == "old"
+    with atomic_write(target) as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file"]
+    assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="no folder"), atomic_write(tmp_path / "missing" / "file"):
+        pass
+    with pytest.raises(InputError, match="it is a folder"), atomic_write(tmp_path):
+        pass
+    with pytest.raises(InputError, match="cannot write in the output folder"):
+        output_folder(tmp_path / "file" / "below")
+    assert output_folder(tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "3", None, -1, 11])
+def test_whole_numbers(value):
+    with pytest.raises(InputError, match=r"k must be a whole number from 0 to 10, got"):
+        require_int("k", value, 0, 10)

@@ -1,0 +1,22 @@
+"""Every Python example of the README runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_there_is_an_example_of_each():
+    for name in ("af.AGMH(", "af.HammingIndex(", "af.metrics.retrieval(", "agmh_fast.official"):
+        assert any(name in example for example in EXAMPLES), name
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.splitlines()[-1].split("=")[0].strip()[:30])
+def test_example_runs(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
