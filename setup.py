@@ -158,7 +158,7 @@ def extensions() -> list[Extension]:
         language="c++",
     )
     common: dict[str, object] = {"include_dirs": [str(ROOT / "csrc")], "depends": headers, "py_limited_api": True}
-    sources = ["csrc/torch_ops.cpp", *engine]
+    sources = [*relative("csrc/torch_*.cpp"), *relative("csrc/hashing/*.cpp"), *engine]
     if TOOLKIT is None:
         ops = CppExtension("agmh_fast._C", sources, extra_compile_args=[*cxx, TORCH_TARGET], **common)
     else:

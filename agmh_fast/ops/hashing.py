@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from agmh_fast.errors import InputError, require, require_int
+from agmh_fast.ops import compiled
 from agmh_fast.ops.codes import MAX_BITS
 from agmh_fast.ops.registry import Op
+from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.reference import hashing as reference
 
 # Rows of the database whose L float64 codes stay in a CPU's second-level cache during a sweep.
@@ -195,14 +197,30 @@ def check_step(state: HashingState, embeddings: Tensor, sampled: Tensor) -> None
     )
 
 
-@discrete_step.register("torch")
-def _step_from_groups(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
-    u = embeddings.double()
+def _sweep_inputs(state: HashingState, embeddings: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In float64: L Σ_i s_ij u_i of each group (G, L); each item's row of U, or −1 (N,); U (m, L); Ω (L, L)."""
+    u = embeddings.double().contiguous()
     sums = u.new_zeros(state.num_groups, state.bits).index_add_(0, state.groups[sampled], u)
     targets = state.bits * ((1 - state.nu) * state.meeting(sums) + state.nu * sums.sum(dim=0))
-    gram = (u.T @ u).fill_diagonal_(0)
-    own = u.new_full((len(state),), -1, dtype=torch.int64)
+    own = sampled.new_full((len(state),), -1)
     own[sampled] = torch.arange(len(sampled), device=u.device)
+    return targets.contiguous(), own, u, (u.T @ u).fill_diagonal_(0)
+
+
+def _engine_obstacle(state: HashingState, *_: object) -> str | None:
+    return compiled.missing() if state.groups.device.type == "cpu" else f"the labels are on {state.groups.device}"
+
+
+@discrete_step.register("cpu", obstacle=_engine_obstacle)
+def _step_compiled(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
+    targets, own, u, gram = _sweep_inputs(state, embeddings, sampled)
+    codes = state.codes.contiguous()
+    return torch.ops.agmh_fast.discrete_step(codes, targets, state.groups, own, u, gram, state.gamma, get_num_threads())
+
+
+@discrete_step.register("torch")
+def _step_from_groups(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
+    targets, own, u, gram = _sweep_inputs(state, embeddings, sampled)
     updated = torch.empty_like(state.codes)
     step = _CPU_ROWS if u.device.type == "cpu" else len(state)
     for rows in torch.arange(len(state), device=u.device).split(step):
@@ -222,3 +240,12 @@ def _step_dense(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Ten
     s = _dense_similarity(state, sampled, torch.float64)
     codes = reference.discrete_step(state.codes.double(), embeddings.double(), sampled, s, state.gamma)
     return codes.to(torch.float32)
+
+
+@compiled.on_load
+def _describe() -> None:
+    """Shape and dtype of the compiled op, for torch.compile."""
+
+    @torch.library.register_fake("agmh_fast::discrete_step")
+    def updated(codes: Tensor, *_: object) -> Tensor:
+        return torch.empty_like(codes)

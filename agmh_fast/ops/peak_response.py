@@ -27,8 +27,9 @@ from agmh_fast.ops.attention import (
 )
 from agmh_fast.ops.registry import Op
 
-# On a CPU a few images at a time keep a step's operands in cache; a GPU wants the whole batch in one launch.
-_CPU_IMAGES = 4
+# Features worked on at a time: one image of the published sizes. A step's operands then stay in a CPU's cache, weights
+# need no copy for a batched product, and small images still share one.
+_CHUNK = 6 * 512 * 14 * 14
 
 
 class PeakResponse(NamedTuple):
@@ -45,16 +46,24 @@ class PeakResponse(NamedTuple):
 
 
 def _chunks(features: Tensor, num_descriptors: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the batch with their features as (b, D, C, n) views, whatever the memory format."""
+    """Slices of the batch with their features as (b, D, C, n) views; positions are the rows in memory if
+    channels_last.
+    """
     batch, channels, height, width = features.shape
     if features.is_contiguous(memory_format=torch.channels_last):
         rows = features.permute(0, 2, 3, 1).reshape(batch, height * width, num_descriptors, -1)
         x = rows.permute(0, 2, 3, 1)
     else:
         x = features.reshape(batch, num_descriptors, channels // num_descriptors, height * width)
-    step = _CPU_IMAGES if features.device.type == "cpu" else max(batch, 1)
+    step = max(1, _CHUNK // max(channels * height * width, 1))
     for start in range(0, batch, step):
         yield slice(start, start + step), x[start : start + step]
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total (D, I, J) += Σ_images left (b, D, I, T) right (b, D, T, J), image by image."""
+    for a, b in zip(left, right, strict=True):
+        total.baddbmm_(a, b)
 
 
 def _moments(attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,10 +71,9 @@ def _moments(attention: Tensor) -> tuple[Tensor, Tensor]:
     batch, descriptors, positions, slots = attention.shape
     mean = attention.mean(dim=(0, 2))
     cov = attention.new_zeros(descriptors, slots, slots)
-    step = _CPU_IMAGES if attention.device.type == "cpu" else max(batch, 1)
-    for start in range(0, batch, step):
-        centred = attention[start : start + step] - mean[:, None]
-        cov += (centred.mT @ centred).sum(dim=0)
+    for image in attention:
+        centred = image - mean[:, None]
+        cov.baddbmm_(centred.mT, centred)
     return mean, cov / (batch * positions)
 
 
@@ -87,9 +95,10 @@ def peak_response_forward(
     attention = features.new_empty(*shape, slots, dtype=dtype)
     slot_sum = features.new_empty(*shape, 1, dtype=dtype)
     for images, x in _chunks(features, descriptors):
-        s = torch.softmax(x.to(dtype).mT @ weight.mT, dim=2)
-        torch.add(s.sum(dim=3, keepdim=True), SLOT_EPSILON, out=slot_sum[images])
-        torch.div(s, slot_sum[images], out=attention[images])
+        s, den = attention[images], slot_sum[images]
+        torch.softmax(x.to(dtype).mT @ weight.mT, dim=2, out=s)
+        torch.sum(s, dim=3, keepdim=True, out=den)
+        s.div_(den.add_(SLOT_EPSILON))
     if stats is None:
         mu, cov = _moments(attention)
         mean = (projection @ mu[..., None])[..., 0]
@@ -102,16 +111,13 @@ def peak_response_forward(
     peaks = features.new_empty(shape, dtype=dtype)
     channel = features.new_empty(shape, dtype=torch.int64)
     for images, x in _chunks(features, descriptors):
+        response = peaks[images], channel[images]
         if x.stride(2) == 1:
-            y = attention[images] @ scaled.mT
-            y += shift[:, None]
-            y += x.mT
-            torch.max(y, dim=3, out=(peaks[images], channel[images]))
+            y = (attention[images] @ scaled.mT).add_(x.mT).add_(shift[:, None])
+            torch.max(y, dim=3, out=response)
         else:
-            y = scaled @ attention[images].mT
-            y += shift[..., None]
-            y += x
-            torch.max(y, dim=2, out=(peaks[images], channel[images]))
+            y = (scaled @ attention[images].mT).add_(x).add_(shift[..., None])
+            torch.max(y, dim=2, out=response)
     return PeakResponse(peaks.clamp_min_(0), channel, attention, slot_sum, mean, var, mu, cov)
 
 
@@ -147,21 +153,29 @@ def peak_response_backward(
         dprojection = S - dbeta[..., None] * mu.mT - (dgamma * r)[..., None] * (projection @ saved.attention_cov)
     dprojection = (gamma * r)[..., None] * dprojection
 
-    dfeatures, dweight = torch.empty_like(features), torch.zeros_like(weight)
+    dfeatures, dweight = _gradient_of(features), weight.new_zeros(descriptors, channels, slots)
     table = scaled.flatten(0, 1)
     for (images, x), (_, dx) in zip(_chunks(features, descriptors), _chunks(dfeatures, descriptors), strict=True):
-        a, den, gi = attention[images], saved.slot_sum[images], g[images]
-        da = table.index_select(0, row[images].flatten()).view_as(a).mul_(gi[..., None])
+        a, gi = attention[images], g[images, ..., None]
+        da = table.index_select(0, row[images].flatten()).view_as(a).mul_(gi)
         if trained:
-            da -= a @ feedback.mT
-            da -= offset
-        s = a * den
-        ds = da.sub_((da * a).sum(dim=3, keepdim=True)).div_(den)
-        dz = s.mul_(ds.sub_((ds * s).sum(dim=2, keepdim=True)))
-        dweight += (x.to(dz.dtype) @ dz).sum(dim=0).mT
-        dense = (dz @ weight).mT if x.stride(2) == 1 else weight.mT @ dz.mT
-        dx.copy_(dense.scatter_add_(2, saved.channel[images][:, :, None], gi[:, :, None]))
-    return dfeatures, dweight, dprojection, dgamma, dbeta
+            da.sub_(a @ feedback.mT).sub_(offset)
+        # With w = s ds = a (da − Σ_slots a da), dz = w − s Σ_positions w.
+        w = da.mul_(a)
+        w.addcmul_(a, w.sum(dim=3, keepdim=True), value=-1)
+        dz = w.addcmul_(a * saved.slot_sum[images], w.sum(dim=2, keepdim=True), value=-1)
+        _add_products(dweight, x.to(dz.dtype), dz)
+        dense = torch.matmul(weight.mT, dz.mT, out=dx if dx.dtype == dz.dtype else None)
+        dense.scatter_add_(2, saved.channel[images][:, :, None], gi.mT)
+        if dense is not dx:
+            dx.copy_(dense)
+    return dfeatures, dweight.mT.contiguous(), dprojection, dgamma, dbeta
+
+
+def _gradient_of(features: Tensor) -> Tensor:
+    """Memory for a gradient: channels_last as the features are, else contiguous, so that chunks of it are views."""
+    last = features.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty_like(features, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 # Opaque to torch.compile: tracing through the loop over images would unroll it for every batch size.
@@ -212,7 +226,7 @@ def _forward_fake(features, weight, projection, gamma, beta, mean, var, eps):  #
 @torch.library.register_fake("agmh_fast::peak_response_backward")
 def _backward_fake(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
     like = torch.empty_like
-    return like(features), like(weight), like(projection), like(gamma), like(gamma)
+    return _gradient_of(features), like(weight), like(projection), like(gamma), like(gamma)
 
 
 class _PeakResponse(torch.autograd.Function):

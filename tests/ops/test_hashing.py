@@ -57,15 +57,16 @@ def test_similarity_is_the_published_one():
     assert state.nu == pytest.approx(float(expected.min()), rel=1e-14)
 
 
+@pytest.mark.parametrize("impl", ["cpu", "torch"])
 @pytest.mark.parametrize("kind", ["single", "multi"])
-@pytest.mark.parametrize(("count", "bits", "m"), [(60, 12, 20), (1, 1, 1), (9000, 16, 100), (33, 48, 33)])
-def test_discrete_step_equals_the_dense_one(kind, count, bits, m):
+@pytest.mark.parametrize(("count", "bits", "m"), [(60, 12, 20), (1, 1, 1), (9000, 16, 100), (33, 48, 33), (17, 512, 5)])
+def test_discrete_step_equals_the_dense_one(kind, count, bits, m, impl):
     state, sampled = _state(kind, count, bits, m)
     for _ in range(3):
         embeddings = torch.tanh(torch.randn(m, bits))
         s = reference.similarity(state.labels[sampled], state.labels)
         expected = reference.discrete_step(state.codes.double(), embeddings.double(), sampled, s, state.gamma)
-        codes = af.update_database_codes(state, embeddings, sampled)
+        codes = af.update_database_codes(state, embeddings, sampled, impl=impl)
         assert torch.equal(codes.double(), expected)
         assert codes is state.codes
         state.begin_iteration(sampled)
@@ -109,10 +110,52 @@ def test_any_small_problem(count, bits, m, seed, kind):
     assert relative_error(ours.total, dense.total) < BUDGET
     before = state.codes.clone()
     expected = af.update_database_codes(state, embeddings, sampled, impl="reference").clone()
-    for impl in (name for name in ("cpu", "torch") if name in af.OPS["update_database_codes"].implementations):
+    for impl in ("cpu", "torch"):
         state.codes = before
         state.begin_iteration(sampled)
         assert torch.equal(af.update_database_codes(state, embeddings, sampled, impl=impl), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_compiled_step_is_the_same_for_any_number_of_threads(threads):
+    count, bits = 5003, 24
+    args = (
+        torch.randn(count, bits),
+        torch.randn(7, bits, dtype=torch.float64),
+        torch.randint(0, 7, (count,)),
+        torch.randint(-1, 9, (count,)),
+        torch.randn(9, bits, dtype=torch.float64),
+        torch.randn(bits, bits, dtype=torch.float64),
+        1.5,
+    )
+    assert af.explain("update_database_codes", HashingState(args[2], bits)).chosen == "cpu"
+    op = torch.ops.agmh_fast.discrete_step
+    assert torch.equal(op(*args, threads), op(*args, 1))
+    torch.library.opcheck(op.default, (*args, threads))
+
+
+def test_compiled_step_guards_its_memory():
+    af.explain("update_database_codes", HashingState(torch.zeros(3, dtype=torch.int64), 4))
+    good = {
+        "codes": torch.zeros(3, 4),
+        "targets": torch.zeros(2, 4, dtype=torch.float64),
+        "groups": torch.tensor([0, 1, 1]),
+        "sampled": torch.tensor([-1, 0, 0]),
+        "embeddings": torch.zeros(1, 4, dtype=torch.float64),
+        "gram": torch.zeros(4, 4, dtype=torch.float64),
+    }
+    bad = {
+        "codes": torch.zeros(3, 4).double(),
+        "targets": torch.zeros(2, 3, dtype=torch.float64),
+        "groups": torch.tensor([0, 1, 2]),
+        "sampled": torch.tensor([-2, 0, 0]),
+        "embeddings": torch.zeros(1, 4),
+        "gram": torch.zeros(4, 4, dtype=torch.float64).T[::2],
+    }
+    torch.ops.agmh_fast.discrete_step(*good.values(), 1.0, 1)
+    for name, value in bad.items():
+        with pytest.raises(RuntimeError, match=name):
+            torch.ops.agmh_fast.discrete_step(*(good | {name: value}).values(), 1.0, 1)
 
 
 def test_same_seed_same_start():

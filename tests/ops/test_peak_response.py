@@ -96,18 +96,23 @@ def test_narrow_types_are_as_exact_as_the_reference_in_them(dtype):
         assert a <= 2 * e + band
 
 
+def _variants(features):
+    """The same features in other memory layouts."""
+    wide = torch.empty(*features.shape[:3], 2 * features.shape[3], dtype=features.dtype)
+    wide[..., ::2] = features
+    yield "channels_last", features.contiguous(memory_format=torch.channels_last)
+    yield "strided", wide[..., ::2]
+    for a, b in ((0, 1), (2, 3), (1, 3)):
+        yield f"transposed {a} {b}", features.transpose(a, b).contiguous().transpose(a, b)
+
+
 def test_layouts_give_the_same_result():
     params, features = make_params(2, 12, 5, 3), make_features(2, 12, 4, 6, 5)
-    expected = af.peak_response(features, with_own_statistics(params))
-    wide = torch.empty(4, 24, 6, 10, dtype=torch.float64)
-    wide[..., ::2] = features
-    for variant in (
-        features.contiguous(memory_format=torch.channels_last),
-        wide[..., ::2],
-        features.transpose(0, 1).contiguous().transpose(0, 1),
-    ):
-        assert relative_error(af.peak_response(variant, with_own_statistics(params)), expected) < 1e-13
-    single = features[:1].expand(4, -1, -1, -1)
+    expected = _everything(features.requires_grad_(), params, True, "torch")
+    for name, variant in _variants(features.detach()):
+        for a, e in zip(_everything(variant.requires_grad_(), params, True, "torch"), expected, strict=True):
+            assert relative_error(a, e) < 1e-12, name
+    single = features.detach()[:1].expand(4, -1, -1, -1)
     copied = af.peak_response(single.contiguous(), with_own_statistics(params))
     assert relative_error(af.peak_response(single, with_own_statistics(params)), copied) < 1e-13
 
