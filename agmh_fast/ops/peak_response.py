@@ -111,13 +111,10 @@ def peak_response_forward(
     peaks = features.new_empty(shape, dtype=dtype)
     channel = features.new_empty(shape, dtype=torch.int64)
     for images, x in _chunks(features, descriptors):
-        response = peaks[images], channel[images]
-        if x.stride(2) == 1:
-            y = (attention[images] @ scaled.mT).add_(x.mT).add_(shift[:, None])
-            torch.max(y, dim=3, out=response)
-        else:
-            y = (scaled @ attention[images].mT).add_(x).add_(shift[..., None])
-            torch.max(y, dim=2, out=response)
+        y = x + shift[..., None]
+        for image, a in zip(y, attention[images], strict=True):
+            image.baddbmm_(scaled, a.mT)
+        torch.max(y, dim=2, out=(peaks[images], channel[images]))
     return PeakResponse(peaks.clamp_min_(0), channel, attention, slot_sum, mean, var, mu, cov)
 
 
@@ -138,9 +135,9 @@ def peak_response_backward(
     attention, trained = saved.attention, saved.attention_cov.numel() > 0
     g = torch.where(saved.peaks > 0, grad, 0).contiguous()
     row = saved.channel + channels * torch.arange(descriptors, device=grad.device)[:, None]
-    weighted = torch.cat([attention * g[..., None], g[..., None]], dim=3).flatten(0, 2)
-    sums = segment_sum(weighted, row.flatten(), descriptors * channels).view(descriptors, channels, slots + 1)
-    S, dbeta = sums[..., :slots], sums[..., slots].contiguous()
+    S = segment_sum((attention * g[..., None]).flatten(0, 2), row.flatten(), descriptors * channels)
+    S = S.view(descriptors, channels, slots)
+    dbeta = segment_sum(g.view(-1, 1), row.flatten(), descriptors * channels).view(descriptors, channels)
     r = torch.rsqrt(saved.var + eps)
     dgamma = r * ((projection * S).sum(dim=-1) - saved.mean * dbeta)
     scaled = (gamma * r)[..., None] * projection
