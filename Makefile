@@ -12,6 +12,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find csrc -type f -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
+# What a failed step has half made must not pass for done the next time.
+.DELETE_ON_ERROR:
+
 .PHONY: demo test lint format bench gpu clean
 
 demo: $(VENV)/.built

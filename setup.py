@@ -62,6 +62,15 @@ def libcudart(folder: Path) -> Path | None:
     return None
 
 
+def run_nvcc(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """What nvcc says; one that cannot be started fails like any other."""
+    command = [folder / "bin/nvcc", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
+
+
 def find_toolkit() -> tuple[Path, str]:
     """The toolkit folder and its version; raises Unfit where none fits the installed torch."""
     folders = toolkit_folders()
@@ -75,7 +84,7 @@ def find_toolkit() -> tuple[Path, str]:
         raise Unfit(f"the installed torch {torch.__version__} has no CUDA")
     unfit = []
     for folder in complete:
-        said = subprocess.run([folder / "bin/nvcc", "--version"], capture_output=True, text=True)
+        said = run_nvcc(folder, "--version")
         found = re.search(r"release (\d+\.\d+)", said.stdout)
         if said.returncode != 0 or found is None:
             unfit.append(f"{folder}/bin/nvcc does not run")
@@ -91,15 +100,15 @@ def check_nvcc(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         trial = Path(scratch) / "trial.cu"
         trial.write_text("__global__ void trial() {}\n")
-        command = [folder / "bin/nvcc", "-std=c++20", "-c", trial, "-o", trial.with_suffix(".o")]
-        said = subprocess.run(command, capture_output=True, text=True)
+        said = run_nvcc(folder, "-std=c++20", "-c", trial, "-o", trial.with_suffix(".o"))
         if said.returncode != 0:
-            raise Unfit(f"{folder}/bin/nvcc fails: {(said.stderr or said.stdout).strip().splitlines()[0]}")
+            why = said.stderr.strip() or said.stdout.strip() or f"exit status {said.returncode}"
+            raise Unfit(f"{folder}/bin/nvcc fails: {why.splitlines()[0]}")
 
 
 def architectures(folder: Path) -> str:
     """The default TORCH_CUDA_ARCH_LIST, less what this nvcc does not know."""
-    said = subprocess.run([folder / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    said = run_nvcc(folder, "--list-gpu-arch").stdout.split()
     known = [arch for arch in ARCHITECTURES if f"compute_{arch.replace('.', '')}" in said]
     if not known:
         raise Unfit(f"{folder}/bin/nvcc knows none of the architectures {', '.join(ARCHITECTURES)}")
@@ -201,7 +210,7 @@ def development_library(folder: Path, build: Path) -> Path:
 
 def check_compiler() -> None:
     """Stop with one line where the C++ compiler, Python's headers or ninja are missing."""
-    compiler = os.environ.get("CXX", "c++").split()
+    compiler = os.environ.get("CXX", "c++").split() or [""]
     if shutil.which(compiler[0]) is None:
         stop(f"no C++ compiler: {compiler[0]!r} is not on PATH (Debian, Ubuntu: apt-get install g++)")
     include = sysconfig.get_path("include")

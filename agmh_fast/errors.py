@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 
 
 class InputError(ValueError):
@@ -21,14 +20,11 @@ def require(condition: bool, message: str) -> None:
 
 def require_int(name: str, value: object, low: int, high: int | None = None) -> int:
     """Return `value` as an int if it is a whole number in [low, high]; booleans are refused."""
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
     limit = f"of at least {low}" if high is None else f"from {low} to {high}"
-    require(whole, f"{name} must be a whole number {limit}, got {value!r}")
-    number = operator.index(value)  # type: ignore[arg-type]
-    require(number >= low and (high is None or number <= high), f"{name} must be a whole number {limit}, got {number}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} must be a whole number {limit}, got {value!r}") from None
+    fits = not isinstance(value, bool) and number >= low and (high is None or number <= high)
+    require(fits, f"{name} must be a whole number {limit}, got {value!r}")
     return number
-
-
-def require_folder(name: str, path: str | os.PathLike[str]) -> None:
-    """Raise `InputError` unless `path` is an existing folder."""
-    require(os.path.isdir(path), f"{name}: there is no folder {os.fspath(path)!r}")

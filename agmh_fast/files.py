@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,19 +19,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises InputError if the folder is missing or not writable.
     """
     target = Path(path)
+    require("\0" not in str(target), f"a path cannot hold a NUL character: {str(target)!r}")
     require(target.parent.is_dir(), f"there is no folder {str(target.parent)!r} to write {target.name!r} in")
     require(not target.is_dir(), f"cannot write {str(target)!r}: it is a folder")
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise InputError(f"cannot write in {str(target.parent)!r}: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         _sync(temporary)
-        # mkstemp makes the file private; a finished file has the permissions any new file would have.
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
         _sync(target.parent)
     finally:
@@ -47,12 +46,6 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise InputError(f"cannot write in the output folder {str(folder)!r}: {error.strerror}") from error
     return folder
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <optional>
 #include <thread>
 
@@ -14,6 +15,31 @@ namespace py = pybind11;
 using namespace pybind11::literals;
 
 namespace {
+
+// For a thread that Python ends by force because it wants the interpreter's lock after the interpreter has shut down:
+// the unwinding that this means (before Python 3.14, which parks such threads itself) must not meet a destructor, or
+// the process aborts.
+[[noreturn]] void park() {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+// Python's lock, released as long as this lives.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+  ~Unlocked() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      park();
+    }
+  }
+
+ private:
+  PyThreadState* state_;
+};
 
 // Arrays are taken as they are: any conversion would copy behind the caller's back.
 using Bytes = py::array_t<uint8_t>;
@@ -56,7 +82,7 @@ py::tuple snapshot(const agmh::Index& index) {
   int64_t next_id = 0;
   std::unique_ptr<std::shared_ptr<const agmh::Storage>> held;
   {
-    const py::gil_scoped_release no_gil;
+    const Unlocked unlocked;
     held = std::make_unique<std::shared_ptr<const agmh::Storage>>(index.snapshot(&next_id));
   }
   const agmh::Storage& storage = **held;
@@ -76,11 +102,15 @@ std::unique_ptr<agmh::Index> map_arrays(int bits, const Bytes& rows, const Ids& 
   if (!codes.padded(bits) || ids.ndim() != 1 || ids.shape(0) != codes.count)
     throw py::type_error("mapped rows must be padded and adjoining, with one id each");
   const std::shared_ptr<void> owner(new py::tuple(py::make_tuple(rows, ids)), [](void* memory) {
-    const py::gil_scoped_acquire gil;
-    delete static_cast<py::tuple*>(memory);
+    try {
+      const py::gil_scoped_acquire gil;
+      delete static_cast<py::tuple*>(memory);
+    } catch (...) {
+      park();
+    }
   });
   const int64_t* id_data = ids.data();
-  const py::gil_scoped_release no_gil;
+  const Unlocked unlocked;
   auto storage = std::make_shared<agmh::Storage>(bits, codes.data, id_data, codes.count, owner);
   return std::make_unique<agmh::Index>(bits, std::move(storage), next_id);
 }
@@ -89,13 +119,13 @@ void add_codes(agmh::Index& index, const Bytes& codes, const std::optional<Ids>&
   const agmh::Codes rows = as_codes(codes, index.bits());
   if (ids && ids->size() != rows.count) throw py::type_error("ids must have one entry a code");
   const int64_t* id_data = ids ? ids->data() : nullptr;
-  const py::gil_scoped_release no_gil;
+  const Unlocked unlocked;
   index.add(rows, id_data);
 }
 
 void remove_ids(agmh::Index& index, const Ids& ids) {
   const int64_t *data = ids.data(), count = ids.size();
-  const py::gil_scoped_release no_gil;
+  const Unlocked unlocked;
   index.remove(data, count);
 }
 
@@ -108,7 +138,7 @@ py::tuple search(const agmh::Index& index, const Bytes& queries, int64_t k, int 
   int32_t* distance_data = distances.mutable_data();
   int64_t* id_data = ids.mutable_data();
   {
-    const py::gil_scoped_release no_gil;
+    const Unlocked unlocked;
     index.search(codes, k, max_distance, allowed, threads, distance_data, id_data);
   }
   return py::make_tuple(distances, ids);
@@ -120,7 +150,7 @@ py::tuple range_search(const agmh::Index& index, const Bytes& queries, int radiu
   const agmh::Allowed allowed = as_allowed(mask, allowed_ids, codes.count);
   agmh::RangeResult result;
   {
-    const py::gil_scoped_release no_gil;
+    const Unlocked unlocked;
     result = index.range_search(codes, radius, allowed, threads);
   }
   const int64_t found = result.lims[static_cast<size_t>(codes.count)];
@@ -169,7 +199,7 @@ PYBIND11_MODULE(_engine, module) {
       .def(py::init<int>(), "bits"_a)
       .def_static("map", &map_arrays, "bits"_a, "rows"_a.noconvert(), "ids"_a.noconvert(), "next_id"_a)
       .def_property_readonly("bits", &agmh::Index::bits)
-      .def("__len__", &agmh::Index::size, py::call_guard<py::gil_scoped_release>())
+      .def("__len__", &agmh::Index::size, py::call_guard<Unlocked>())
       .def("snapshot", &snapshot, "Read-only (padded rows, ids, next_id) of this moment, without a copy.")
       .def("add", &add_codes, "codes"_a.noconvert(), "ids"_a.noconvert() = py::none())
       .def("remove", &remove_ids, "ids"_a.noconvert())

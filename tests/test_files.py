@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
+import torch
 
 from agmh_fast.errors import InputError, require_int
 from agmh_fast.files import atomic_write, output_folder
@@ -43,12 +45,14 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
         pass
     with pytest.raises(InputError, match="it is a folder"), atomic_write(tmp_path):
         pass
+    with pytest.raises(InputError, match="NUL"), atomic_write(tmp_path / "a\0b"):
+        pass
     with pytest.raises(InputError, match="cannot write in the output folder"):
         output_folder(tmp_path / "file" / "below")
     assert output_folder(tmp_path / "a" / "b").is_dir()
 
 
-@pytest.mark.parametrize("value", [True, 1.0, "3", None, -1, 11])
+@pytest.mark.parametrize("value", [True, 1.0, "3", None, -1, 11, np.array([1, 2]), torch.ones(3), np.float32(2)])
 def test_whole_numbers(value):
     with pytest.raises(InputError, match=r"k must be a whole number from 0 to 10, got"):
         require_int("k", value, 0, 10)

@@ -46,7 +46,7 @@ def array_to_tensor(name: str, array: np.ndarray) -> Tensor:
     """
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+    if any(stride < 0 or stride % max(array.itemsize, 1) for stride in array.strides):
         array = np.ascontiguousarray(array)
     try:
         return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))

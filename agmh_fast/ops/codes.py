@@ -70,6 +70,7 @@ def check_layout(name: str, codes: object, bits: int) -> Tensor:
     """The tensor if it is (N, ceil(bits / 8)) uint8; InputError otherwise."""
     if not isinstance(codes, Tensor):
         raise InputError(f"{name} must be a NumPy array or a torch tensor of packed codes, got {type(codes).__name__}")
+    require(codes.layout == torch.strided, f"{name} must be a dense tensor, got {codes.layout}; call .to_dense()")
     if codes.dtype != torch.uint8:
         wide = codes.dtype in (torch.int64, torch.uint64, torch.int32, torch.uint32)
         how = "view its words as bytes: .view(uint8)" if wide else "pack it with agmh_fast.pack_codes"

@@ -10,6 +10,7 @@ one entry a position, so backward needs the attention a, the arg max c* and the 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from agmh_fast.kernels.peak_response.config import MAX_CHANNELS, MAX_SLOTS
 from agmh_fast.ops.attention import (
     SLOT_EPSILON,
     AttentionParams,
@@ -175,17 +177,19 @@ def _gradient_of(features: Tensor) -> Tensor:
     return torch.empty_like(features, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-# Opaque to torch.compile: tracing through the loop over images would unroll it for every batch size.
+# Opaque to torch.compile: tracing through the loop over images would unroll it for every batch size. Each
+# implementation has a pair of ops with one signature; what forward gives goes to backward as it is, in its own layout.
 _library = torch.library.Library("agmh_fast", "FRAGMENT")
-_library.define(
-    "peak_response(Tensor features, Tensor weight, Tensor projection, Tensor gamma, Tensor beta, Tensor? mean, "
-    "Tensor? var, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "peak_response_backward(Tensor grad, Tensor features, Tensor weight, Tensor projection, Tensor gamma, "
-    "Tensor peaks, Tensor channel, Tensor attention, Tensor slot_sum, Tensor mean, Tensor var, Tensor attention_mean, "
-    "Tensor attention_cov, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+for _pair in ("peak_response", "triton_peak_response"):
+    _library.define(
+        f"{_pair}(Tensor features, Tensor weight, Tensor projection, Tensor gamma, Tensor beta, Tensor? mean, "
+        "Tensor? var, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    )
+    _library.define(
+        f"{_pair}_backward(Tensor grad, Tensor features, Tensor weight, Tensor projection, Tensor gamma, "
+        "Tensor peaks, Tensor channel, Tensor attention, Tensor slot_sum, Tensor mean, Tensor var, "
+        "Tensor attention_mean, Tensor attention_cov, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    )
 
 
 @torch.library.impl(_library, "peak_response", "CompositeExplicitAutograd")
@@ -200,6 +204,23 @@ def _backward_op(grad, features, weight, projection, gamma, *saved_and_eps):  # 
     *saved, eps = saved_and_eps
     with torch.autocast(features.device.type, enabled=False):
         return peak_response_backward(grad, features, weight, projection, gamma, PeakResponse(*saved), eps)
+
+
+@torch.library.impl(_library, "triton_peak_response", "CompositeExplicitAutograd")
+def _triton_forward_op(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
+    from agmh_fast.kernels.peak_response import fwd
+
+    stats = None if mean is None else (mean, var)
+    with torch.autocast(features.device.type, enabled=False):
+        return fwd.forward(features, weight, projection, gamma, beta, stats, eps)
+
+
+@torch.library.impl(_library, "triton_peak_response_backward", "CompositeExplicitAutograd")
+def _triton_backward_op(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
+    from agmh_fast.kernels.peak_response import bwd
+
+    with torch.autocast(features.device.type, enabled=False):
+        return bwd.backward(grad, features, weight, projection, gamma, *saved_and_eps)
 
 
 @torch.library.register_fake("agmh_fast::peak_response")
@@ -220,6 +241,25 @@ def _forward_fake(features, weight, projection, gamma, beta, mean, var, eps):  #
     )
 
 
+@torch.library.register_fake("agmh_fast::triton_peak_response")
+def _triton_forward_fake(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
+    batch, _, height, width = features.shape
+    descriptors, slots, channels = weight.shape
+    n, new = height * width, weight.new_empty
+    moments = ((descriptors, slots), (descriptors, slots, slots)) if mean is None else ((0,), (0,))
+    return (
+        new(descriptors, batch, n).transpose(0, 1),
+        new(descriptors, batch, n, dtype=torch.int16).transpose(0, 1),
+        features.new_empty(descriptors, batch * n, slots),
+        new(descriptors, batch * n),
+        new(descriptors, channels),
+        new(descriptors, channels),
+        new(moments[0]),
+        new(moments[1]),
+    )
+
+
+@torch.library.register_fake("agmh_fast::triton_peak_response_backward")
 @torch.library.register_fake("agmh_fast::peak_response_backward")
 def _backward_fake(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
     like = torch.empty_like
@@ -228,14 +268,15 @@ def _backward_fake(grad, features, weight, projection, gamma, *saved_and_eps):  
 
 class _PeakResponse(torch.autograd.Function):
     """Peaks (B, D, n) with the sparse gradient; also the batch's mean and biased variance of y (D, C), not
-    differentiable.
+    differentiable. `pair` names the two ops that compute it.
     """
 
     @staticmethod
-    def forward(ctx: Any, features, weight, projection, gamma, beta, bias, mean, var, eps: float):  # type: ignore[no-untyped-def]
-        saved = torch.ops.agmh_fast.peak_response(features, weight, projection, gamma, beta, mean, var, eps)
+    def forward(ctx: Any, features, weight, projection, gamma, beta, bias, mean, var, eps: float, pair: str):  # type: ignore[no-untyped-def]
+        op = getattr(torch.ops.agmh_fast, pair)
+        saved = op(features, weight, projection, gamma, beta, mean, var, eps)
         ctx.save_for_backward(features, weight, projection, gamma, bias, *saved)
-        ctx.eps = eps
+        ctx.eps, ctx.pair = eps, pair
         ctx.mark_non_differentiable(saved[4], saved[5])
         return saved[0], saved[4], saved[5]
 
@@ -243,22 +284,64 @@ class _PeakResponse(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
         features, weight, projection, gamma, bias, *saved = ctx.saved_tensors
-        grads = torch.ops.agmh_fast.peak_response_backward(grad, features, weight, projection, gamma, *saved, ctx.eps)
+        op = getattr(torch.ops.agmh_fast, f"{ctx.pair}_backward")
+        grads = op(grad, features, weight, projection, gamma, *saved, ctx.eps)
         # b₁ cancels in the softmax: its zero gradient is given, so that weight decay and DDP see the parameter.
-        return *grads, torch.zeros_like(bias), None, None, None
+        return *grads, torch.zeros_like(bias), None, None, None, None
 
 
 peak_response = Op("peak_response")
 
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+# A constant of the machine: torch.compile asks while it traces and keeps the answer.
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def triton_obstacle(features: Tensor, params: AttentionParams, *_: Any) -> str | None:
+    """Why the Triton kernels cannot serve these arguments, or None."""
+    slots, channels = params.query.shape[2], params.descriptor_dim
+    if features.device.type != "cuda":
+        return f"its tensors must be on a CUDA device, and are on {features.device}"
+    if not _HAS_TRITON:
+        return "it needs the package triton: pip install triton"
+    if _capability(features.device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or later"
+    if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 and float16 features, not {features.dtype}"
+    if slots > MAX_SLOTS or channels > MAX_CHANNELS:
+        limit = f"{MAX_SLOTS} memory slots and {MAX_CHANNELS} channels a descriptor"
+        return f"it takes at most {limit}, not {slots} and {channels}"
+    if features.shape[1] * features.shape[2] * features.shape[3] >= 2**31:
+        return "one image of the features must have fewer than 2³¹ elements"
+    return None
+
+
+@peak_response.register("triton", obstacle=triton_obstacle)
+def _triton(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    return _collapsed("triton_peak_response", features, params, training, momentum, eps)
+
+
 @peak_response.register("torch")
 def _torch(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    return _collapsed("peak_response", features, params, training, momentum, eps)
+
+
+def _collapsed(
+    pair: str, features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float
+) -> Tensor:
+    """Peaks by one pair of ops; the running statistics follow the batch's when training."""
     batch, _, height, width = features.shape
     dtype = compute_dtype(features)
     weight, projection = collapse(params, dtype)
     gamma, beta = params.bn_weight.to(dtype), params.bn_bias.to(dtype)
     stats = (None, None) if training else (params.running_mean, params.running_var)
-    peaks, mean, var = _PeakResponse.apply(features, weight, projection, gamma, beta, params.conv_bias, *stats, eps)
+    bias = params.conv_bias
+    peaks, mean, var = _PeakResponse.apply(features, weight, projection, gamma, beta, bias, *stats, eps, pair)
     if training:
         update_running(params, mean, var, batch * height * width, momentum)
     return peaks

@@ -184,8 +184,14 @@ class HammingIndex:
 
     def to_npy(self, path: str | os.PathLike[str]) -> None:
         """Write the codes, in the order of `ids`, to a plain `.npy` file."""
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.save(file, self.codes, allow_pickle=False)
+        codes = np.ascontiguousarray(self.codes)
+        try:
+            # Not numpy.save: it leaves its last write unchecked, and a full disk took the end of the codes in silence.
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(codes))
+                file.write(codes.data)
+        except OSError as error:
+            raise InputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from error
 
     def _contents(self) -> index_file.Contents:
         rows, ids, next_id = self._engine.snapshot()
@@ -208,15 +214,12 @@ def _check_device(device: str | torch.device) -> torch.device:
         require(torch.cuda.is_available(), f"device={str(device)!r}: there is no CUDA device; use device='cpu'")
         raise InputError(f"device={str(device)!r}: agmh_fast {__version__} has no search on GPUs yet; use device='cpu'")
     require(checked.type == "cpu", f"device must be 'cpu', got {str(device)!r}")
-    return checked
+    return torch.device("cpu")  # 'cpu:0' is the same place, but compares unequal
 
 
 def _ids(name: str, ids: Array) -> np.ndarray:
     """1-D contiguous int64."""
-    if isinstance(ids, Tensor):
-        require(ids.device.type == "cpu", f"{name} are on {ids.device}: move them to the CPU")
-        ids = ids.detach().numpy()
-    array = np.asarray(ids)
+    array = _as_array(name, ids)
     if array.size == 0 and not isinstance(ids, np.ndarray):
         array = array.astype(np.int64)  # an empty list has no type of its own
     require(array.ndim == 1, f"{name} must be one-dimensional, got shape {array.shape}")
@@ -226,14 +229,22 @@ def _ids(name: str, ids: Array) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
+def _as_array(name: str, values: Array) -> np.ndarray:
+    """NumPy's view of an array, a tensor or a list."""
+    if isinstance(values, Tensor):
+        require(values.device.type == "cpu", f"{name} must be on the CPU, got a tensor on {values.device}; move it")
+        values = values.detach()
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from error
+
+
 def _mask(mask: Array | None, queries: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(bool mask, None), (None, allowed ids) or (None, None)."""
     if mask is None:
         return None, None
-    if isinstance(mask, Tensor):
-        require(mask.device.type == "cpu", f"mask is on {mask.device}: move it to the CPU")
-        mask = mask.detach().numpy()
-    array = np.asarray(mask)
+    array = _as_array("mask", mask)
     if array.dtype != np.bool_:
         # Bytes of 0 and 1 are nearly always a mask that lost its type; taken as ids they would allow items 0 and 1.
         require(array.dtype not in (np.uint8, np.int8), f"mask must be bool, or int64 ids; got {array.dtype}")

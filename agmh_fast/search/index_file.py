@@ -55,7 +55,7 @@ def read(path: str | os.PathLike[str], mmap: bool) -> Contents:
     Raises InputError for a missing, foreign, truncated or changed file.
     """
     path = Path(path)
-    require(path.is_file(), f"there is no index file {str(path)!r}")
+    require(os.path.isfile(path), f"there is no index file {str(path)!r}")
     header, tensors, metadata = _open(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{str(path)!r} is not a file of an agmh_fast.HammingIndex")
@@ -88,17 +88,30 @@ def padded_bytes(bits: int) -> int:
 def _open(path: Path) -> tuple[bytes, dict[str, torch.Tensor], dict[str, str]]:
     """The raw header, the mapped tensors and the metadata, all of one file even while another replaces it."""
     while True:
-        before = path.stat()
+        before = _version(path)
         try:
             header = _raw_header(path)
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise _corrupt(path, "it is not a whole safetensors file") from error
-        after = path.stat()
-        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
-            return header, tensors, metadata
+        except OSError as error:
+            raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            # It is opened more than once: what looks damaged may be parts of two files.
+            if _version(path) == before:
+                raise _corrupt(path, "it is not a whole safetensors file") from error
+        else:
+            if _version(path) == before:
+                return header, tensors, metadata
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What tells a file from the one that replaces it."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    return found.st_ino, found.st_mtime_ns
 
 
 def _raw_header(path: Path) -> bytes:

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -32,8 +31,8 @@ void parallel_for(int threads, int64_t count, const std::function<void(int64_t)>
   pool.reserve(static_cast<size_t>(helpers));
   try {
     while (static_cast<int64_t>(pool.size()) < helpers) pool.emplace_back(work);
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those that did start, and this one, do it all.
+  } catch (const std::exception&) {
+    // No more threads, or no memory to start one: those that did start, and this one, do it all.
   }
   work();
   for (std::thread& thread : pool) thread.join();

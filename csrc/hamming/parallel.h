@@ -1,4 +1,4 @@
-// Loops over threads that live for one call: nothing is left running, so a fork at any time is safe.
+// Loops over threads that live for one call: nothing is left running, so a fork between calls is safe.
 #pragma once
 
 #include <cstdint>

@@ -16,8 +16,11 @@
 
 // Bytes held through operator new, and the most there ever were since the last reset.
 static std::atomic<int64_t> held{0}, most{0};
+// Allocations until one fails; negative: none does.
+static std::atomic<int64_t> spare{-1};
 
 void* operator new(size_t size) {
+  if (spare >= 0 && spare-- == 0) throw std::bad_alloc();
   auto* block = static_cast<size_t*>(std::malloc(size + 16));
   if (block == nullptr) throw std::bad_alloc();
   block[0] = size;
@@ -297,6 +300,48 @@ void check_scratch() {
   CHECK(most - before < 4'000'000);
 }
 
+// Calls again and again with one more allocation before one fails, until none does; failures must leave the size.
+template <class Call>
+void starve(const agmh::Index& index, Call&& call) {
+  const int64_t size = index.size();
+  for (int64_t allocations = 0;; ++allocations) {
+    spare = allocations;
+    try {
+      call();
+    } catch (const std::bad_alloc&) {
+    }
+    const bool enough = spare >= 0;
+    spare = -1;
+    if (enough) return;
+    CHECK(index.size() == size);
+  }
+}
+
+// Memory runs out at every possible place, the start of a thread among them: std::bad_alloc or the result.
+void check_shortage() {
+  const Rows items(64, 80'000, 0, 99);
+  agmh::Index index(64);
+  index.add(items.codes(), nullptr);
+  agmh::Codes few = items.codes();
+  for (const int64_t queries : {64, 7}) {  // split over the queries, over the items
+    few.count = queries;
+    std::vector<int32_t> expected(static_cast<size_t>(queries * 10)), distances(expected.size());
+    std::vector<int64_t> ids(expected.size());
+    index.search(few, 10, 64, {}, 1, expected.data(), ids.data());
+    starve(index, [&] {
+      index.search(few, 10, 64, {}, 3, distances.data(), ids.data());
+      CHECK(distances == expected);
+    });
+    starve(index, [&] { (void)index.range_search(few, 2, {}, 3); });
+  }
+  const int64_t first[] = {6, 5, 4, 3, 2, 1, 0};
+  starve(index, [&] { index.remove(first, 7); });
+  CHECK(index.size() == 79'993);
+  starve(index, [&] { index.add(few, first); });
+  starve(index, [&] { index.add(few, nullptr); });
+  CHECK(index.size() == 80'007);
+}
+
 // Searches without pause on two threads while a third adds and removes: every result must be a state that was.
 void check_concurrency() {
   const Rows items(48, 3000, 0, 50), query(48, 1, 0, 1);
@@ -337,6 +382,7 @@ int main() {
   check_splits();
   check_scratch();
   check_concurrency();
+  check_shortage();
   std::printf("all as expected\n");
   return 0;
 }

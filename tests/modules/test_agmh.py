@@ -166,7 +166,7 @@ def test_checkpoints_never_run_code(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"hash_map": Payload()}))
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"hash_map": Payload()}, protocol=2))
     torch.save({"hash_map": Payload()}, tmp_path / "evil2.pth")
     for name in ("evil.pth", "evil2.pth", "missing.pth"):
         with pytest.raises(af.InputError, match="weights"):
@@ -238,5 +238,5 @@ def test_initialisation_is_the_published_one():
     attention = StepwiseExternalAttention(4, 64, 4, 32)
     for weight in (attention.conv_weight, attention.query, attention.mix, attention.value, attention.project):
         expected = (2 / weight.shape[-2]) ** 0.5
-        assert abs(float(weight.std()) / expected - 1) < 5 / (2 * weight.numel()) ** 0.5
+        assert abs(weight.std().item() / expected - 1) < 5 / (2 * weight.numel()) ** 0.5
     assert "num_descriptors=4" in repr(attention)

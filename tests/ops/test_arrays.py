@@ -58,3 +58,5 @@ def test_layouts_that_torch_lacks_are_copied(array):
 def test_types_that_torch_lacks_are_refused():
     with pytest.raises(InputError, match="x has dtype object"):
         array_to_tensor("x", np.array([None]))
+    with pytest.raises(InputError, match="x has dtype"):
+        array_to_tensor("x", np.zeros(2, "V0"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -273,6 +275,30 @@ def test_python_runs_during_a_search():
         steps += 1
     # With the interpreter's lock held through a search of millions of pairs this thread would get a step or two.
     assert steps > 100
+
+
+DAEMONS = """
+import threading, time
+import numpy as np
+from agmh_fast._engine import Index
+
+index, codes = Index(256), np.random.default_rng(0).integers(0, 256, (2000, 32), dtype=np.uint8)
+index.add(codes)
+
+def search():
+    while True:
+        index.search(codes[:20], 1, 256)
+
+for _ in range(3):
+    threading.Thread(target=search, daemon=True).start()
+time.sleep(0.05)
+"""
+
+
+def test_python_may_end_during_a_search():
+    """Before Python 3.14 the interpreter's end unwinds threads that wait for its lock: no destructor may object."""
+    run = subprocess.run([sys.executable, "-c", DAEMONS], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
 
 
 def test_faiss_agrees_both_ways():

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 import agmh_fast as af
+from agmh_fast.search import index_file
 
 
 def _index(bits=48, rows=100, seed=0):
@@ -131,6 +132,34 @@ def test_truncated_and_foreign_files(tmp_path):
         af.HammingIndex.load(tmp_path / "missing")
     with pytest.raises(af.InputError, match="no index file"):
         af.HammingIndex.load(tmp_path)
+    with pytest.raises(af.InputError, match="no index file"):
+        af.HammingIndex.load(tmp_path / ("x" * 300))
+
+
+def test_an_unreadable_file_is_not_called_damaged(tmp_path, monkeypatch):
+    _index().save(tmp_path / "index")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(index_file, "_raw_header", refuse)
+    with pytest.raises(af.InputError, match=r"cannot read .*: Permission denied"):
+        af.HammingIndex.load(tmp_path / "index")
+
+
+def test_a_file_replaced_while_it_is_opened(tmp_path, monkeypatch):
+    """The header may then be of one file and the tensors of another, which looks like damage."""
+    path = tmp_path / "index"
+    first, second = _index(rows=20), _index(rows=30)
+    first.save(path)
+
+    def replace_between(*args, **kwargs):
+        monkeypatch.undo()
+        second.save(path)
+        raise SafetensorError("InvalidHeader")
+
+    monkeypatch.setattr(index_file, "safe_open", replace_between)
+    _assert_same(af.HammingIndex.load(path), second)
 
 
 def test_unwritable_places(tmp_path):
@@ -141,16 +170,17 @@ def test_unwritable_places(tmp_path):
         index.save(tmp_path)
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
+@pytest.mark.parametrize("save", [af.HammingIndex.save, af.HammingIndex.to_npy])
+def test_a_full_disk_leaves_the_old_file(tmp_path, save):
     resource = pytest.importorskip("resource")
     path = tmp_path / "index"
-    _index().save(path)
+    save(_index(), path)
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
         with pytest.raises(af.InputError, match="cannot write"):
-            _index(rows=200).save(path)
+            save(_index(rows=400), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before

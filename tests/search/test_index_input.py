@@ -13,8 +13,9 @@ import agmh_fast as af
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
 def test_devices():
-    index = af.HammingIndex(8, device=torch.device("cpu"))
+    index = af.HammingIndex(8, device=torch.device("cpu:0"))
     assert index.device == torch.device("cpu")
+    index.add(torch.zeros(1, 1, dtype=torch.uint8))
     assert index.to("cpu") is index
     for call in (lambda: af.HammingIndex(8, device="cuda"), lambda: index.to("cuda:1")):
         with pytest.raises(af.InputError, match="no CUDA device"):
@@ -44,6 +45,9 @@ CODES = np.zeros((2, 6), np.uint8)
         (lambda index: index.add(CODES, [7.0, 8.0]), "whole numbers"),
         (lambda index: index.add(CODES, np.array([1, 2**63], np.uint64)), "below"),
         (lambda index: index.add(CODES, [[7], [8]]), "one-dimensional"),
+        (lambda index: index.add(CODES, [[7], [8, 9]]), "ids cannot be read as an array"),
+        (lambda index: index.add(CODES, torch.ones(2, dtype=torch.bfloat16)), "ids cannot be read as an array"),
+        (lambda index: index.add(torch.from_numpy(CODES).to_sparse()), "codes must be a dense tensor"),
         (lambda index: index.remove([5]), "5 is not in the index"),
         (lambda index: index.remove([3, 3]), "3 is given twice"),
         (lambda index: index.search(CODES, 0), "k must be"),
@@ -56,6 +60,7 @@ CODES = np.zeros((2, 6), np.uint8)
         (lambda index: index.search(CODES, 1, mask=np.ones((2, 5, 1), bool)), "mask must be"),
         (lambda index: index.search(CODES, 1, mask=np.ones(5, np.uint8)), "bool, or int64"),
         (lambda index: index.search(CODES, 1, mask=np.ones(5)), "whole numbers"),
+        (lambda index: index.search(CODES, 1, mask=[[1], [2, 3]]), "mask cannot be read as an array"),
         (lambda index: index.range_search(CODES, -1), "radius must be"),
         (lambda index: index.range_search(CODES, None), "radius must be"),
         (lambda index: index.range_search(CODES, 2, mask=np.ones(6, bool)), "one entry for each of the 5 items"),

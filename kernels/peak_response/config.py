@@ -1,0 +1,105 @@
+"""Tuning as data: tile sizes, warps and pipeline stages, chosen from the GPU, the dtype and the shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_SLOTS = 128
+MAX_CHANNELS = 2**15 - 1  # a peak's channel is kept as int16
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One kernel's tile of positions and channels, with its warps and pipeline stages."""
+
+    positions: int
+    channels: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """The tiles of all kernels. `precision` is how float32 is multiplied, `slots` is K padded, `inner` how many slots a
+    K × K product takes at a time, `splits` how many programs share a sum over positions.
+    """
+
+    precision: str
+    slots: int
+    inner: int
+    splits: int
+    attend: Tile
+    gram: Tile
+    peak: Tile
+    channel_sums: Tile
+    slot_sums: Tile
+    spread: Tile
+    weight_gradient: Tile
+
+
+def padded(size: int) -> int:
+    """The next power of two, at least the 16 of a tensor core's tile."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability as 10 · major + minor; elsewhere than on a GPU that of an H100."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: exactly unless `torch.set_float32_matmul_precision` allows tf32."""
+    if dtype != torch.float32:
+        return "tf32"  # not looked at: 16-bit products are exact
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _attend(cc: int, dtype: torch.dtype, mode: str, n: int, slots: int) -> Tile:
+    """All positions at once while they fit the registers, else tiles of them; exact float32 takes small tiles."""
+    if mode == "ieee":
+        return Tile(32, 32, 8, 2)
+    if n > 256:
+        return Tile(64, 32, 8, 2)
+    if padded(n) * slots <= 64 * 128:
+        return Tile(padded(n), 32, 4, 2)
+    if cc >= 100:
+        return Tile(padded(n), 32 if dtype == torch.float16 else 16, 16, 2)
+    return Tile(padded(n), 32, 8, 2 if cc < 90 else 3)
+
+
+def _splits(features: Tensor) -> int:
+    """Programs that share a sum over positions: one for every SM of an H100, each with 256 positions or more."""
+    batch, channels, height, width = features.shape
+    tiles = -(-channels // 128)
+    return min(max(1, 132 // tiles), -(-batch * height * width // 256))
+
+
+def choose(features: Tensor, slots: int) -> Config:
+    """Tiles for features (B, D·C, H, W) and K slots.
+
+    The accumulator of `attend` is positions × slots in float32: 256 × 128 of it fits the registers of 8 warps.
+    """
+    n, dtype = features.shape[2] * features.shape[3], features.dtype
+    cc, mode, k = capability(features.device), precision(dtype), padded(slots)
+    stages = 2 if cc < 90 else 3
+    half, strict = dtype != torch.float32, mode == "ieee"
+    wide = 64 if half else 32
+    return Config(
+        mode,
+        slots=k,
+        inner=k if half else min(k, 32),
+        splits=_splits(features),
+        attend=_attend(cc, dtype, mode, n, k),
+        gram=Tile(64 if half else 32, 0, 8, 2),
+        peak=Tile(128, wide, 8, stages),
+        channel_sums=Tile(32 if strict else 64, 128 if half else 64, 8, stages),
+        slot_sums=Tile(64 if half else 32, 0, 8, 2),
+        spread=Tile(128 if half and cc >= 90 else 32 if strict else 64, wide, 8, 2 if strict else stages),
+        weight_gradient=Tile(64 if half else 32, 128, 8, 3),
+    )
