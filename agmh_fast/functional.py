@@ -1,6 +1,7 @@
 """The functions users call, one a concept, all with `impl=`.
 
-"reference": the formulas, slow; "torch": plain operators, any device; "cpu" and "cuda": the compiled engine.
+"reference": the formulas, slow; "torch": plain operators, any device; "triton": fused kernels, CUDA devices; "cpu" and
+"cuda": the compiled engine.
 impl="auto" takes the fastest that can serve the arguments; one asked for by name is used or raises InputError.
 """
 
