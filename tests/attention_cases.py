@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agmh_fast import functional
 from agmh_fast.ops.attention import AttentionParams
 
 # (D, C, K, h, B, H, W): odd sizes, single descriptors, channels, slots and heads, n = 49, 195 and 196.
@@ -59,3 +60,23 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.double(), expected.double()
     size = expected.norm().item()
     return (actual - expected).norm().item() / (size if size > 0 else 1.0)
+
+
+def compiled_gradient_error(impl: str) -> float:
+    """Largest relative error, over batches of two sizes, of the features' gradient under a whole-graph torch.compile,
+    against the `torch` implementation run eagerly.
+    """
+    params = make_params(2, 6, 4, 2, torch.float32)
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def step(features: Tensor) -> Tensor:
+        return functional.attention_dispersion(features, params, impl=impl)
+
+    errors = []
+    for batch in (3, 5):
+        features = make_features(2, 6, batch, 3, 3, torch.float32).requires_grad_()
+        eager = functional.attention_dispersion(features, with_own_statistics(params), impl="torch")
+        (expected,) = torch.autograd.grad(eager, features)
+        (actual,) = torch.autograd.grad(step(features), features)
+        errors.append(relative_error(actual, expected))
+    return max(errors)

@@ -4,5 +4,6 @@ from agmh_fast.modules.agmh import AGMH, AGMHOutput
 from agmh_fast.modules.attention import StepwiseExternalAttention
 from agmh_fast.modules.backbone import ResNetFeatures
 from agmh_fast.modules.descriptor import DescriptorGroup
+from agmh_fast.modules.small import SmallResNet
 
-__all__ = ["AGMH", "AGMHOutput", "DescriptorGroup", "ResNetFeatures", "StepwiseExternalAttention"]
+__all__ = ["AGMH", "AGMHOutput", "DescriptorGroup", "ResNetFeatures", "SmallResNet", "StepwiseExternalAttention"]

@@ -36,6 +36,11 @@ def missing() -> str | None:
     return _state["missing"]
 
 
+def cpu_obstacle(name: str, tensor: torch.Tensor) -> str | None:
+    """Why the compiled CPU ops cannot serve `tensor`, called `name` in the answer; None if they can."""
+    return missing() if tensor.device.type == "cpu" else f"{name} are on {tensor.device}"
+
+
 @torch.compiler.assume_constant_result
 def has_cuda_kernel(op: str) -> bool:
     """Whether the loaded module holds a CUDA kernel for the op `agmh_fast::<op>`."""

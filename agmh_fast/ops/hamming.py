@@ -162,7 +162,7 @@ def _label_sets(labels: Tensor) -> Tensor:
 
 
 def _cpu_obstacle(q: Tensor, *_: object) -> str | None:
-    return compiled.missing() if q.device.type == "cpu" else f"the codes are on {q.device}"
+    return compiled.cpu_obstacle("the codes", q)
 
 
 def _cuda_obstacle(q: Tensor, *_: object) -> str | None:

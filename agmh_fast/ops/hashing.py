@@ -89,14 +89,14 @@ class HashingState:
         require(torch.unique(sampled).numel() == sampled.numel(), "sampled names a database position twice")
         self.sampled = sampled.long()
         chosen = torch.bincount(self.groups[self.sampled], minlength=self.num_groups).double()
-        similar = float(chosen @ self.meeting(self.group_sizes[:, None])[:, 0])
+        alike = self.meeting(self.group_sizes[:, None])[:, 0]
+        similar = float(chosen @ alike)
         dissimilar = len(sampled) * len(self) - similar
         self.nu = -similar / dissimilar if dissimilar > 0 else 0.0
         codes = self._codes.double()
         sums = codes.new_zeros(self.num_groups, self.bits).index_add_(0, self.groups, codes)
         # t and Σ_j s² of every group; a row of each is what an image needs.
         self.targets = (1 - self.nu) * self.meeting(sums) + self.nu * sums.sum(dim=0)
-        alike = self.meeting(self.group_sizes[:, None])[:, 0]
         self.square_sums = alike + (len(self) - alike) * self.nu**2
         self.gram = codes.T @ codes
 
@@ -204,11 +204,11 @@ def _sweep_inputs(state: HashingState, embeddings: Tensor, sampled: Tensor) -> t
     targets = state.bits * ((1 - state.nu) * state.meeting(sums) + state.nu * sums.sum(dim=0))
     own = sampled.new_full((len(state),), -1)
     own[sampled] = torch.arange(len(sampled), device=u.device)
-    return targets.contiguous(), own, u, (u.T @ u).fill_diagonal_(0)
+    return targets, own, u, (u.T @ u).fill_diagonal_(0)
 
 
 def _engine_obstacle(state: HashingState, *_: object) -> str | None:
-    return compiled.missing() if state.groups.device.type == "cpu" else f"the labels are on {state.groups.device}"
+    return compiled.cpu_obstacle("the labels", state.groups)
 
 
 @discrete_step.register("cpu", obstacle=_engine_obstacle)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from agmh_fast.kernels.peak_response.config import MAX_CHANNELS, MAX_SLOTS
+from agmh_fast.kernels.peak_response.config import MAX_CHANNELS, MAX_SLOTS, capability
 from agmh_fast.ops.attention import (
     SLOT_EPSILON,
     AttentionParams,
@@ -292,14 +292,7 @@ class _PeakResponse(torch.autograd.Function):
 
 peak_response = Op("peak_response")
 
-
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
-# A constant of the machine: torch.compile asks while it traces and keeps the answer.
-@torch.compiler.assume_constant_result
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 def triton_obstacle(features: Tensor, params: AttentionParams, *_: Any) -> str | None:
@@ -309,7 +302,7 @@ def triton_obstacle(features: Tensor, params: AttentionParams, *_: Any) -> str |
         return f"its tensors must be on a CUDA device, and are on {features.device}"
     if not _HAS_TRITON:
         return "it needs the package triton: pip install triton"
-    if _capability(features.device) < (8, 0):
+    if capability(features.device) < 80:
         return "it needs a GPU of compute capability 8.0 or later"
     if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16 features, not {features.dtype}"

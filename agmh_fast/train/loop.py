@@ -1,5 +1,5 @@
 """The alternating optimisation: SGD on the network for fixed database codes, then a discrete step on the codes.
-math.md §4.
+docs/math.md §4.
 
 Source: Lu et al., ACM MM 2023; the objective and its alternation are those of ADSH, Jiang and Li, AAAI 2018.
 """

@@ -45,6 +45,8 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
+# A constant of the machine: torch.compile asks while it traces and keeps the answer.
+@torch.compiler.assume_constant_result
 def capability(device: torch.device) -> int:
     """Compute capability as 10 · major + minor; elsewhere than on a GPU that of an H100."""
     if device.type != "cuda":
