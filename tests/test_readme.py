@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -20,3 +21,17 @@ def test_there_is_an_example_of_each():
 def test_example_runs(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
+
+
+RESULTS = README.parent / "bench" / "results"
+
+
+def test_the_status_table_is_the_recorded_run():
+    text = README.read_text()
+    for bench in json.loads((RESULTS / "cpu-training.json").read_text())["benchmarks"]:
+        if "speedup" in bench:
+            assert f"| {bench['median_s'] * 1e3:.3g} ms, {bench['speedup']:.3g}× |" in text, bench["name"]
+        else:
+            assert f"{bench['median_s'] * 1e3:.2g}" in text, bench["name"]
+    runs = sorted(json.loads((RESULTS / "cpu-demo.json").read_text()), key=lambda run: run["seed"])
+    assert "mAP " + ", ".join(f"{run['map']:.3f}" for run in runs) in text
