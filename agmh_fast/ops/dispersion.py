@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agmh_fast.ops.attention import AttentionParams
-from agmh_fast.ops.peak_response import peak_response, triton_obstacle
+from agmh_fast.ops.peak_response import kernel_obstacle, peak_response
 from agmh_fast.ops.registry import Op
 from agmh_fast.reference import dispersion as reference
 
@@ -25,7 +25,7 @@ def overlap(maps: Tensor) -> Tensor:
 attention_dispersion = Op("attention_dispersion")
 
 
-@attention_dispersion.register("triton", obstacle=triton_obstacle)
+@attention_dispersion.register("triton", obstacle=kernel_obstacle)
 def _triton(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
     return _dispersion("triton", features, params, training, momentum, eps)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from agmh_fast.kernels.common.layout import aligned, alignment, batches, dense, strides
 from agmh_fast.kernels.peak_response import config
-from agmh_fast.kernels.peak_response.fwd import aligned, alignment, batches, dense, strides
 from torch import Tensor
 
 

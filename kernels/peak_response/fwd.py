@@ -9,17 +9,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from agmh_fast.kernels.common.layout import aligned, alignment, batches, dense, strides
 from agmh_fast.kernels.peak_response import config
 from torch import Tensor
 
 SLOT_EPSILON = tl.constexpr(1e-9)
 _LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def aligned(n, ALIGN: tl.constexpr):
-    """n, known to the compiler to be the multiple of ALIGN that it is: masks of positions then keep copies wide."""
-    return n // ALIGN * ALIGN
 
 
 @triton.jit
@@ -199,32 +194,6 @@ def peak(
     value = tl.where(top > float("-inf"), tl.maximum(top, 0.0), float("nan"))
     tl.store(peaks + row, value, mask=live)
     tl.store(channel + row, first.to(channel.dtype.element_ty), mask=live)
-
-
-def strides(features: Tensor, descriptors: int) -> tuple[int, int, int, int]:
-    """Elements between images, descriptors, positions and channels of dense features (B, D·C, H, W)."""
-    _, channels, height, width = features.shape
-    n, each = height * width, channels // descriptors
-    if features.is_contiguous(memory_format=torch.channels_last):
-        return channels * n, each, channels, 1
-    return channels * n, each * n, 1, n
-
-
-def dense(features: Tensor) -> Tensor:
-    """The features themselves if contiguous or channels_last, else a contiguous copy."""
-    return features if features.is_contiguous(memory_format=torch.channels_last) else features.contiguous()
-
-
-def alignment(n: int, sc: int) -> int:
-    """The power of two up to 16 that divides n where rows of positions are loaded, 1 where rows of channels are."""
-    return 1 if sc == 1 else min(16, n & -n)
-
-
-def batches(batch: int, n: int, sb: int, sp: int) -> tuple[int, int]:
-    """Images and positions for a kernel whose positions are independent: one image of B·n where positions are evenly
-    spaced.
-    """
-    return (1, batch * n) if sb == n * sp else (batch, n)
 
 
 def halves(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

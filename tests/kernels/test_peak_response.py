@@ -19,7 +19,8 @@ from triton_interpreter import interpreting
 import agmh_fast.functional as af
 from agmh_fast.errors import InputError
 from agmh_fast.ops.dispersion import attention_dispersion
-from agmh_fast.ops.peak_response import peak_response, peak_response_forward
+from agmh_fast.ops.peak_response import peak_response
+from agmh_fast.ops.peak_response_torch import peak_response_forward
 
 NAMES = ("features", "conv_weight", "conv_bias", "query", "mix", "value", "project", "bn_weight", "bn_bias")
 # (D, C, K, h, B, H, W): n = 49, 195, 196 and 784, which takes the online softmax; one channel, one slot, one image.

@@ -20,7 +20,7 @@ from attention_cases import (
 
 import agmh_fast.functional as af
 from agmh_fast.errors import InputError
-from agmh_fast.ops.peak_response import peak_response_backward, peak_response_forward, segment_sum
+from agmh_fast.ops.peak_response_torch import peak_response_backward, peak_response_forward, segment_sum
 
 BUDGET = 1e-10
 NAMES = ("features", "conv_weight", "conv_bias", "query", "mix", "value", "project", "bn_weight", "bn_bias")
