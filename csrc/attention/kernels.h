@@ -1,0 +1,415 @@
+// One image of one descriptor at a time: the arithmetic, written once and compiled for each instruction set.
+//
+// A file that includes this names the namespace, AGMH_ISA, and the lanes of a vector, AGMH_LANES, after it has included
+// the standard headers and chosen the target. Matrices are row-major; a product is rows × depth by depth × columns,
+// where the left side may have any strides and the right side lies in panels of two vectors.
+#include "attention/kernel_table.h"
+
+namespace agmh::AGMH_ISA {
+
+#define AGMH_INLINE inline __attribute__((always_inline))
+
+constexpr int kLanes = AGMH_LANES;
+constexpr int kPair = 2 * kLanes;
+// Rows of a product's tile: rows × two vectors of sums, with the operands, fill the registers.
+constexpr int kRows = AGMH_ROWS;
+static_assert(kPanel % kPair == 0);
+
+using Vec __attribute__((vector_size(kLanes * sizeof(float)))) = float;
+using Ints __attribute__((vector_size(kLanes * sizeof(int32_t)))) = int32_t;
+
+AGMH_INLINE Vec load(const float* from) {
+  Vec x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+AGMH_INLINE void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
+
+AGMH_INLINE Vec splat(float x) { return x - Vec{}; }
+
+AGMH_INLINE float total(Vec x) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += x[i];
+  return sum;
+}
+
+AGMH_INLINE Ints bits_of(Vec x) {
+  Ints bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// e^x for x <= 0 to about one unit in the last place; the polynomial is that of the Cephes library. NaN stays NaN.
+AGMH_INLINE Vec exp_nonpositive(Vec x) {
+  const Vec lowest = splat(-87.0f), magic = splat(12582912.0f);  // 1.5 · 2²³: adding it rounds to an integer
+  x = x < lowest ? lowest : x;
+  const Vec rounded = x * 1.44269504088896341f + magic;
+  const Vec k = rounded - magic;
+  const Vec f = x - k * 0.693359375f + k * 2.12194440e-4f;
+  Vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  const Ints power = (bits_of(rounded) - bits_of(magic) + 127) << 23;
+  Vec scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  return p * scale;
+}
+
+// One tile: `done(i, x, y)` gets the two vectors of sums of row i.
+template <int M, class Done>
+AGMH_INLINE void tile(int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t b_step,
+                      const Done& done) {
+  Vec acc[M][2] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec b0 = load(b), b1 = load(b + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      const float x = a[i * row];
+      acc[i][0] += x * b0;
+      acc[i][1] += x * b1;
+    }
+    a += step;
+    b += b_step;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) done(i, acc[i][0], acc[i][1]);
+}
+
+// Left side of a product: element (i, k) lies at data[i · row + k · step].
+struct Left {
+  const float* data;
+  int64_t row, step;
+};
+
+// Right side: column j of depth k lies at data[j / kPair · panel + k · step + j % kPair].
+struct Right {
+  const float* data;
+  int64_t panel, step;
+};
+
+AGMH_INLINE Right packed(const float* data, int64_t depth) { return {data, depth * kPair, kPair}; }
+AGMH_INLINE Right rows_of(const float* data, int64_t stride) { return {data, kPair, stride}; }
+
+// Rows [first, first + M) of a product, panel by panel: done(i, j, x, y) for row first + i, columns [j, j + kPair).
+template <int M, class Done>
+AGMH_INLINE void strip(int64_t first, int64_t from, int64_t columns, int64_t depth, const Left& a, const Right& b,
+                       const Done& done) {
+  for (int64_t j = from; j < columns; j += kPair)
+    tile<M>(depth, a.data + first * a.row, a.row, a.step, b.data + j / kPair * b.panel, b.step,
+            [&](int i, Vec x, Vec y) __attribute__((always_inline)) { done(i, j, x, y); });
+}
+
+// Calls body.template operator()<M>(first, fresh) for strips of M rows that cover `rows`. The last strip reaches back
+// over rows that are done already: those below `fresh` are computed again, with the same result.
+template <class Body>
+AGMH_INLINE void in_strips(int64_t rows, const Body& body) {
+  if (rows < kRows) {
+    for (int64_t i = 0; i < rows; ++i) body.template operator()<1>(i, i);
+    return;
+  }
+  for (int64_t done = 0; done < rows; done += kRows)
+    body.template operator()<kRows>(std::min(done, rows - kRows), done);
+}
+
+// Columns of a depth × columns matrix, zero-padded to whole panels of kPair.
+void pack(const float* from, int64_t depth, int64_t columns, int64_t step, int64_t column, float* to) {
+  for (int64_t j = 0; j < padded(columns); j += kPair)
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t i = j; i < j + kPair; ++i) *to++ = i < columns ? from[k * step + i * column] : 0.0f;
+}
+
+AGMH_INLINE float widened(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+AGMH_INLINE uint16_t narrowed(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define AGMH_TRANSPOSE 1
+#endif
+#endif
+
+#ifdef AGMH_TRANSPOSE
+template <int... I>
+AGMH_INLINE void interleave(Vec a, Vec b, Vec& low, Vec& high, std::integer_sequence<int, I...>) {
+  low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * kLanes)...);
+  high = __builtin_shufflevector(a, b, (kLanes / 2 + I / 2 + I % 2 * kLanes)...);
+}
+
+// kLanes × kLanes in place: each round interleaves the first half of the rows with the second.
+AGMH_INLINE void transpose(Vec (&x)[kLanes]) {
+  for (int round = 1; round < kLanes; round *= 2) {
+    Vec y[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i)
+      interleave(x[i], x[i + kLanes / 2], y[2 * i], y[2 * i + 1], std::make_integer_sequence<int, kLanes>{});
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) x[i] = y[i];
+  }
+}
+
+AGMH_INLINE void transpose_block(const float* from, int64_t stride, float* to, int64_t to_stride) {
+  Vec x[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) x[i] = load(from + i * stride);
+  transpose(x);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) store(to + i * to_stride, x[i]);
+}
+#endif
+
+// to (columns, rows) = from (rows, columns) transposed; the strides are in elements. Goes along the rows of `from`, or
+// with Gather along those of `to`: that side is then read or written in long runs.
+template <bool Gather>
+void transposed(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  int64_t whole_rows = 0, whole_columns = 0;
+#ifdef AGMH_TRANSPOSE
+  whole_rows = rows / kLanes * kLanes;
+  whole_columns = columns / kLanes * kLanes;
+  for (int64_t i = 0; i < (Gather ? whole_columns : whole_rows); i += kLanes)
+    for (int64_t j = 0; j < (Gather ? whole_rows : whole_columns); j += kLanes) {
+      const int64_t row = Gather ? j : i, column = Gather ? i : j;
+      transpose_block(from + row * stride + column, stride, to + column * to_stride + row, to_stride);
+    }
+#endif
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * to_stride + i] = from[i * stride + j];
+}
+
+// An image's features as rows of padded(C) channels, float32, padding zero: where they lie if they do so already, else
+// in `scratch` (n, scratch_stride(C)).
+const float* rows_of_features(const Tile& x, int64_t& stride, float* scratch, bool copy = false) {
+  const int64_t width = padded(x.channels);
+  if (!x.bfloat16 && x.channel == 1 && x.channels == width && !copy) {
+    stride = x.position;
+    return static_cast<const float*>(x.data);
+  }
+  stride = scratch_stride(x.channels);
+  if (!x.bfloat16 && x.channel == 1) {
+    for (int64_t p = 0; p < x.positions; ++p) {
+      const float* from = static_cast<const float*>(x.data) + p * x.position;
+      std::fill(std::copy(from, from + x.channels, scratch + p * stride), scratch + p * stride + width, 0.0f);
+    }
+    return scratch;
+  }
+  if (!x.bfloat16 && x.position == 1) {
+    transposed<false>(static_cast<const float*>(x.data), x.channel, x.channels, x.positions, scratch, stride);
+    for (int64_t p = 0; p < x.positions; ++p)
+      std::fill(scratch + p * stride + x.channels, scratch + p * stride + width, 0.0f);
+    return scratch;
+  }
+  for (int64_t p = 0; p < x.positions; ++p)
+    for (int64_t c = 0; c < width; ++c) {
+      const int64_t at = p * x.position + c * x.channel;
+      float value = 0;
+      if (c < x.channels)
+        value = x.bfloat16 ? widened(static_cast<const uint16_t*>(x.data)[at]) : static_cast<const float*>(x.data)[at];
+      scratch[p * stride + c] = value;
+    }
+  return scratch;
+}
+
+// Rows of features back into the image's own layout and type.
+void store_features(const float* rows, int64_t stride, const Tile& x) {
+  if (!x.bfloat16 && x.position == 1) {
+    transposed<true>(rows, stride, x.positions, x.channels, static_cast<float*>(x.data), x.channel);
+    return;
+  }
+  for (int64_t p = 0; p < x.positions; ++p)
+    for (int64_t c = 0; c < x.channels; ++c) {
+      const int64_t at = p * x.position + c * x.channel;
+      if (x.bfloat16)
+        static_cast<uint16_t*>(x.data)[at] = narrowed(rows[p * stride + c]);
+      else
+        static_cast<float*>(x.data)[at] = rows[p * stride + c];
+    }
+}
+
+// a (n, Kp) and slot_sum (n) of one image; weight packed, depth C.
+void attend(const Tile& x, const float* weight, int64_t slots, float* a, float* slot_sum, float* scratch) {
+  const int64_t n = x.positions, Kp = padded(slots);
+  int64_t stride;
+  const float* rows = rows_of_features(x, stride, scratch);
+  const Left features{rows, stride, 1};
+  const Right w = packed(weight, x.channels);
+  in_strips(n, [&]<int M>(int64_t first, int64_t) {
+    strip<M>(first, 0, Kp, x.channels, features, w, [&](int i, int64_t j, Vec p, Vec q) {
+      store(a + (first + i) * Kp + j, p);
+      store(a + (first + i) * Kp + j + kLanes, q);
+    });
+  });
+  for (int64_t j = 0; j < Kp; j += kLanes) {
+    Vec top = load(a + j), sum{};
+    for (int64_t p = 1; p < n; ++p) {
+      const Vec z = load(a + p * Kp + j);
+      top = z > top ? z : top;
+    }
+    for (int64_t p = 0; p < n; ++p) {
+      const Vec e = exp_nonpositive(load(a + p * Kp + j) - top);
+      sum += e;
+      store(a + p * Kp + j, e);
+    }
+    Vec scale = 1.0f / sum;
+    for (int i = 0; i < kLanes; ++i)
+      if (j + i >= slots) scale[i] = 0;
+    for (int64_t p = 0; p < n; ++p) store(a + p * Kp + j, load(a + p * Kp + j) * scale);
+  }
+  for (int64_t p = 0; p < n; ++p) {
+    float* row = a + p * Kp;
+    Vec sum{};
+    for (int64_t j = 0; j < Kp; j += kLanes) sum += load(row + j);
+    slot_sum[p] = 1e-9f + total(sum);
+    const float scale = 1.0f / slot_sum[p];
+    for (int64_t j = 0; j < Kp; j += kLanes) store(row + j, load(row + j) * scale);
+  }
+}
+
+// Adds h = a − 1/K to sums (Kp) and h hᵀ to products (Kp, Kp), of which only the panels on and right of the diagonal
+// are formed; `h` is scratch (n, Kp).
+void add_moments(const float* a, int64_t n, int64_t slots, float* sums, float* products, float* h) {
+  const int64_t Kp = padded(slots);
+  const float mean = 1.0f / static_cast<float>(slots);
+  for (int64_t p = 0; p < n; ++p)
+    for (int64_t k = 0; k < Kp; ++k) {
+      h[p * Kp + k] = k < slots ? a[p * Kp + k] - mean : 0.0f;
+      sums[k] += h[p * Kp + k];
+    }
+  in_strips(slots, [&]<int M>(int64_t first, int64_t fresh) {
+    strip<M>(first, first / kPair * kPair, Kp, n, Left{h, 1, Kp}, rows_of(h, Kp), [&](int i, int64_t j, Vec p, Vec q) {
+      if (first + i < fresh) return;
+      float* to = products + (first + i) * Kp + j;
+      store(to, load(to) + p);
+      store(to + kLanes, load(to + kLanes) + q);
+    });
+  });
+}
+
+// Peaks (n) and their channels of one image; projection packed, depth K; shift (Cp), −∞ in the padding.
+void peak(const Tile& x, const float* a, const float* projection, const float* shift, int64_t slots, float* peaks,
+          int32_t* channel, float* scratch) {
+  const int64_t n = x.positions, Cp = padded(x.channels), Kp = padded(slots);
+  int64_t stride;
+  const float* rows = rows_of_features(x, stride, scratch);
+  const Right right = packed(projection, slots);
+  Ints lane{};
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  in_strips(n, [&]<int M>(int64_t first, int64_t) {
+    Vec top[M];
+    Ints at[M], bad[M];
+    for (int i = 0; i < M; ++i) {
+      top[i] = splat(-std::numeric_limits<float>::infinity());
+      at[i] = bad[i] = Ints{};
+    }
+    strip<M>(first, 0, Cp, slots, Left{a, Kp, 1}, right, [&](int i, int64_t j, Vec p, Vec q) {
+      const float* f = rows + (first + i) * stride + j;
+      p += load(f) + load(shift + j);
+      q += load(f + kLanes) + load(shift + j + kLanes);
+      bad[i] |= (p != p) | (q != q);
+      const Ints low = lane + static_cast<int32_t>(j), high = low + kLanes;
+      at[i] = p > top[i] ? low : at[i];
+      top[i] = p > top[i] ? p : top[i];
+      at[i] = q > top[i] ? high : at[i];
+      top[i] = q > top[i] ? q : top[i];
+    });
+    for (int i = 0; i < M; ++i) {
+      float best = top[i][0];
+      int32_t where = at[i][0], nan = bad[i][0];
+      for (int l = 1; l < kLanes; ++l) {
+        nan |= bad[i][l];
+        const bool better = top[i][l] > best || (top[i][l] == best && at[i][l] < where);
+        best = better ? top[i][l] : best;
+        where = better ? at[i][l] : where;
+      }
+      peaks[first + i] = nan ? std::numeric_limits<float>::quiet_NaN() : std::max(best, 0.0f);
+      channel[first + i] = where;
+    }
+  });
+}
+
+// Adds F dz to dweight (C, Kp); dz is (n, Kp).
+void add_weight_gradient(const Tile& x, const float* dz, int64_t Kp, float* dweight, float* scratch) {
+  const int64_t n = x.positions;
+  int64_t stride;
+  const float* rows = rows_of_features(x, stride, scratch, true);
+  in_strips(x.channels, [&]<int M>(int64_t first, int64_t fresh) {
+    strip<M>(first, 0, Kp, n, Left{rows, 1, stride}, rows_of(dz, Kp), [&](int i, int64_t j, Vec p, Vec q) {
+      if (first + i < fresh) return;
+      float* to = dweight + (first + i) * Kp + j;
+      store(to, load(to) + p);
+      store(to + kLanes, load(to + kLanes) + q);
+    });
+  });
+}
+
+// dF of one image, and its share of dW_zᵀ added to dweight (C, Kp). projection (C, Kp) rows; feedback packed, depth K,
+// or null; weight packed, depth K, columns C; dz is scratch (n + 1, Kp), scratch is for features.
+void spread(const Tile& x, const float* g, const int32_t* channel, const float* a, const float* slot_sum,
+            const float* projection, const float* feedback, const float* offset, const float* weight, int64_t slots,
+            const Tile& dx, float* dweight, float* dz, float* scratch) {
+  const int64_t n = x.positions, Kp = padded(slots), Cp = padded(x.channels);
+  if (feedback != nullptr) {
+    in_strips(n, [&]<int M>(int64_t first, int64_t) {
+      strip<M>(first, 0, Kp, slots, Left{a, Kp, 1}, packed(feedback, slots), [&](int i, int64_t j, Vec p, Vec q) {
+        store(dz + (first + i) * Kp + j, p + load(offset + j));
+        store(dz + (first + i) * Kp + j + kLanes, q + load(offset + j + kLanes));
+      });
+    });
+  } else {
+    std::fill(dz, dz + n * Kp, 0.0f);
+  }
+  float* u = dz + n * Kp;
+  std::fill(u, u + Kp, 0.0f);
+  for (int64_t p = 0; p < n; ++p) {
+    float* row = dz + p * Kp;
+    const float *own = a + p * Kp, *peaked = projection + channel[p] * Kp;
+    Vec dot{};
+    for (int64_t k = 0; k < Kp; k += kLanes) {
+      const Vec da = load(peaked + k) * g[p] - load(row + k);
+      dot += da * load(own + k);
+      store(row + k, da);
+    }
+    const float mean = total(dot);
+    for (int64_t k = 0; k < Kp; k += kLanes) {
+      const Vec w = load(own + k) * (load(row + k) - mean);
+      store(row + k, w);
+      store(u + k, load(u + k) + w);
+    }
+  }
+  for (int64_t p = 0; p < n; ++p)
+    for (int64_t k = 0; k < Kp; k += kLanes) {
+      float* to = dz + p * Kp + k;
+      store(to, load(to) - load(a + p * Kp + k) * slot_sum[p] * load(u + k));
+    }
+  add_weight_gradient(x, dz, Kp, dweight, scratch);
+  const bool direct = !dx.bfloat16 && dx.channel == 1 && x.channels == Cp;
+  float* rows = direct ? static_cast<float*>(dx.data) : scratch;
+  const int64_t stride = direct ? dx.position : scratch_stride(x.channels);
+  in_strips(n, [&]<int M>(int64_t first, int64_t) {
+    strip<M>(first, 0, Cp, slots, Left{dz, Kp, 1}, packed(weight, slots), [&](int i, int64_t j, Vec p, Vec q) {
+      store(rows + (first + i) * stride + j, p);
+      store(rows + (first + i) * stride + j + kLanes, q);
+    });
+  });
+  for (int64_t p = 0; p < n; ++p) rows[p * stride + channel[p]] += g[p];
+  if (!direct) store_features(rows, stride, dx);
+}
+
+const KernelTable kTable{pack, attend, add_moments, peak, spread};
+
+#undef AGMH_INLINE
+#undef AGMH_TRANSPOSE
+
+}  // namespace agmh::AGMH_ISA
