@@ -9,6 +9,8 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 # Enough for a quick build: other GPUs run the PTX. Unset it for a build of every architecture.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The oldest Triton that the kernels compile with; the tests use it beside the environment's own.
+OLDEST_TRITON := 3.6.0
 
 SOURCES := $(shell find csrc -type f -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
@@ -20,7 +22,7 @@ SOURCES := $(shell find csrc -type f -name '*.cpp' -o -name '*.h' -o -name '*.cu
 demo: $(VENV)/.built
 	$(VENV)/bin/agmh-fast demo
 
-test: $(VENV)/.built
+test: $(VENV)/.built $(VENV)/.oldest-triton
 	$(PY) -m pytest -q
 
 lint: $(VENV)/.built
@@ -38,8 +40,7 @@ bench: $(VENV)/.bench
 	$(PY) -m pytest bench/ --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 gpu: $(VENV)/.bench
-	$(PY) -m pytest -q -m gpu
-	$(PY) -m pytest bench/ --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+	$(PY) bench/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info agmh_fast/*.so
@@ -69,3 +70,12 @@ $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 $(VENV)/.bench: $(VENV)/.built
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev,bench]'
 	touch $@
+
+# In a folder of its own. Where it cannot be had the tests go on, say so, and the next `make test` tries again.
+$(VENV)/.oldest-triton: $(VENV)/.torch
+	@rm -rf $(VENV)/triton-3.6
+	@if [ "$$(uname -sm)" != "Linux x86_64" ] \
+	  || $(PY) -c 'import sys, triton; sys.exit(not triton.__version__.startswith("3.6."))' 2>/dev/null \
+	  || $(PY) -m pip install -q --no-deps --target $(VENV)/triton-3.6 'triton==$(OLDEST_TRITON)'; \
+	then touch $@; \
+	else echo "agmh-fast: no triton $(OLDEST_TRITON) to be had here: the tests go on without it" >&2; fi

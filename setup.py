@@ -167,7 +167,8 @@ def extensions() -> list[Extension]:
         language="c++",
     )
     common: dict[str, object] = {"include_dirs": [str(ROOT / "csrc")], "depends": headers, "py_limited_api": True}
-    sources = [*relative("csrc/torch_*.cpp"), *relative("csrc/hashing/*.cpp"), *relative("csrc/attention/*.cpp"), *engine]
+    parts = ("csrc/torch_*.cpp", "csrc/hashing/*.cpp", "csrc/attention/*.cpp")
+    sources = [*(path for part in parts for path in relative(part)), *engine]
     if TOOLKIT is None:
         ops = CppExtension("agmh_fast._C", sources, extra_compile_args=[*cxx, TORCH_TARGET], **common)
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agmh_fast.errors import InputError
 from agmh_fast.ops import attention as _attention
+from agmh_fast.ops import descriptor as _descriptor
 from agmh_fast.ops import dispersion as _dispersion
 from agmh_fast.ops import hashing as _hashing
 from agmh_fast.ops import peak_response as _peak
@@ -35,6 +36,8 @@ __all__ = [
     "aggregation_maps",
     "asymmetric_hashing_loss",
     "attention_dispersion",
+    "batch_norm_relu_mean",
+    "encode_descriptors",
     "explain",
     "hamming_distance",
     "hamming_histogram",
@@ -49,6 +52,8 @@ __all__ = [
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
+        _descriptor.batch_norm_relu_mean,
+        _descriptor.encode_descriptors,
         _attention.stepwise_external_attention,
         _peak.peak_response,
         _dispersion.attention_dispersion,
@@ -67,6 +72,60 @@ def explain(op: str, *args: Any) -> Choice:
     if op not in OPS:
         raise InputError(f"op must be one of {', '.join(OPS)}, got {op!r}")
     return OPS[op].explain(*args)
+
+
+def batch_norm_relu_mean(
+    y: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Descriptors F = ReLU(BatchNorm(y)) and their mean over positions, in one call: (B, D·C, H, W) and (B, D·C).
+
+    y: (B, D·C, H, W) floating, what the 1×1 convolution gives; gamma, beta and running_mean, running_var (D·C,). F has
+    y's dtype, the mean is float32 (float64 for float64). training=True uses the batch's statistics and moves the
+    running ones, where given, as `nn.BatchNorm2d` does; training=False uses the running ones. Differentiable in y,
+    gamma and beta. Raises InputError for shapes, dtypes or devices that do not fit, and for fewer than two positions in
+    training. Source: Lu et al. 2023, section 3.1.
+    """
+    _descriptor.check_batch_norm(y, gamma, beta, running_mean, running_var, training)
+    args = (y, gamma, beta, running_mean, running_var, training, momentum, eps)
+    return _descriptor.batch_norm_relu_mean(*args, impl=impl)
+
+
+@torch.no_grad()
+def encode_descriptors(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    hash_weight: Tensor,
+    *,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Codes straight from a backbone's features; the descriptors (B, D·C, H, W) are never stored.
+
+    x: (B, C_in, H, W) floating; weight (D·C, C_in) and bias (D·C,) or None of the 1×1 convolution; gamma, beta,
+    running_mean, running_var (D·C,) of BatchNorm; hash_weight Θ (bits, D·C). Returns packed codes (B, ceil(bits/8))
+    uint8, as `pack_codes` gives them, and the logits Θv (B, bits) float32 (float64 for float64) whose signs they are.
+    A NaN logit, which has no sign, gives bit 0: look at the logits where NaN may occur; this function does not, so that
+    it never waits for a GPU. Under autocast the product is taken in its dtype. Not differentiable. Raises InputError
+    for shapes, dtypes or devices that do not fit. Source: Lu et al. 2023, sections 3.1 and 3.4.
+    """
+    x, weight = _descriptor.autocast(x), _descriptor.autocast(weight)
+    args = (x, weight, bias, gamma, beta, running_mean, running_var, hash_weight)
+    _descriptor.check_encode(*args)
+    return _descriptor.encode_descriptors(*args, eps, impl=impl)
 
 
 def stepwise_external_attention(

@@ -180,19 +180,21 @@ class _Refine(_reference_descriptor.DescriptorGroup):
         self.attn_list = nn.ModuleList(SIExtAttn(descriptor_dim, num_heads) for _ in range(num_descriptors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # type: ignore[override]
-        """Descriptors side by side (B, D·C, H, W), the same as a list of views, and their attention."""
+        """The descriptors' mean over positions (B, D·C), the descriptors as views of one tensor, their attention."""
         blocks: list[Any] = list(self.conv_list)
         convs, norms = [block[0] for block in blocks], [_batch_norm(block) for block in blocks]
-        features = F.conv2d(x, torch.cat([c.weight for c in convs]), torch.cat([c.bias for c in convs]))
+        y = F.conv2d(x, torch.cat([c.weight for c in convs]), torch.cat([c.bias for c in convs]))
         mean, var = torch.cat([norm.running_mean for norm in norms]), torch.cat([norm.running_var for norm in norms])
         weight, bias = torch.cat([norm.weight for norm in norms]), torch.cat([norm.bias for norm in norms])
         momentum, eps = norms[0].momentum, norms[0].eps
-        features = F.batch_norm(features, mean, var, weight, bias, self.training, momentum, eps).relu()
+        features, pooled = functional.batch_norm_relu_mean(
+            y, weight, bias, mean, var, training=self.training, momentum=momentum, eps=eps
+        )
         if self.training:
             for norm, own_mean, own_var in zip(norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True):
                 _track(norm, own_mean, own_var)
         descriptors = list(features.chunk(len(convs), dim=1))
-        return features, descriptors, [attend(f) for attend, f in zip(self.attn_list, descriptors, strict=True)]
+        return pooled, descriptors, [attend(f) for attend, f in zip(self.attn_list, descriptors, strict=True)]
 
 
 class AGMH(nn.Module):
@@ -232,8 +234,8 @@ class AGMH(nn.Module):
         `is_train` is part of the published signature; what is not used is not computed, whatever it says.
         """
         back_feat = self.backbone(x)
-        features, feat_group, attn_group = self.refine(back_feat)
-        embedding = torch.tanh(F.linear(features.mean(dim=(2, 3)), self.hash_map))
+        pooled, feat_group, attn_group = self.refine(back_feat)
+        embedding = torch.tanh(F.linear(pooled.to(self.hash_map.dtype), self.hash_map))
         return embedding, back_feat, feat_group, attn_group
 
 

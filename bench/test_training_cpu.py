@@ -4,41 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from workloads import BATCH, CHANNELS, DESCRIPTORS, SIDE, attention_modules
 
 import agmh_fast.functional as af
-from agmh_fast.modules import StepwiseExternalAttention
-from agmh_fast.official import Feat_Loss, SIExtAttn
+from agmh_fast.official import Feat_Loss
 from agmh_fast.reference import hashing as reference
-from agmh_fast.reference.attention import StepwiseExternalAttention as PublishedAttention
 from agmh_fast.reference.dispersion import attention_dispersion
 from agmh_fast.train import HashingState
-
-BATCH, DESCRIPTORS, CHANNELS, SIDE = 32, 6, 512, 14
-
-
-def _published_and_ours() -> tuple[list[PublishedAttention], StepwiseExternalAttention, list[SIExtAttn]]:
-    """The published modules, ours and the swapped names, all with the same parameters."""
-    torch.manual_seed(0)
-    published = [PublishedAttention(CHANNELS) for _ in range(DESCRIPTORS)]
-    swapped = [SIExtAttn(CHANNELS, 4) for _ in range(DESCRIPTORS)]
-    for ours, theirs in zip(swapped, published, strict=True):
-        ours.load_state_dict(theirs.state_dict())
-    fused = StepwiseExternalAttention(DESCRIPTORS, CHANNELS)
-    with torch.no_grad():
-        for d, module in enumerate(published):
-            fused.conv_weight[d] = module.conv1.weight[..., 0, 0]
-            fused.conv_bias[d] = module.conv1.bias
-            fused.query[d] = torch.stack([conv.weight[..., 0] for conv in module.qry_conv])
-            fused.mix[d] = torch.stack([conv.weight[..., 0] for conv in module.alt_conv])
-            fused.value[d] = module.linear.weight[..., 0]
-            fused.project[d] = module.conv2[0].weight[..., 0, 0]
-    return published, fused, swapped
 
 
 @pytest.mark.benchmark(group="SIEA + ADL, forward and backward, B=32, D=6, C=512, 14x14, fp32")
 @pytest.mark.parametrize("path", ["functional", "official"])
 def test_attention_dispersion(race, path):
-    published, fused, swapped = _published_and_ours()
+    published, fused, swapped = attention_modules()
     features = torch.randn(BATCH, DESCRIPTORS * CHANNELS, SIDE, SIDE).relu().requires_grad_()
 
     def baseline() -> tuple[torch.Tensor, ...]:

@@ -14,7 +14,7 @@ from agmh_fast.errors import InputError, require_int
 from agmh_fast.modules import published
 from agmh_fast.modules.attention import StepwiseExternalAttention
 from agmh_fast.modules.backbone import build_backbone, read_state_dict
-from agmh_fast.modules.descriptor import DescriptorGroup
+from agmh_fast.modules.descriptor import DescriptorGroup, mean
 from agmh_fast.ops.codes import MAX_BITS, pack_codes
 
 
@@ -30,9 +30,9 @@ class AGMH(nn.Module):
 
     bits: 1..4096. backbone: "resnet18|34|50|101" or a module that returns (B, C, H, W). weights: None, the name of
     torchvision weights such as "IMAGENET1K_V2", or a local file. num_descriptors D, descriptor_dim C, num_heads h and
-    memory_size K as in the paper. impl: which implementation computes attention. feature_channels: the backbone's
-    output channels where it has neither `out_channels` nor `num_features`. Raises InputError for anything that does
-    not fit.
+    memory_size K as in the paper. impl: which implementation computes descriptors, attention and codes.
+    feature_channels: the backbone's output channels where it has neither `out_channels` nor `num_features`. Raises
+    InputError for anything that does not fit.
     """
 
     def __init__(
@@ -50,33 +50,49 @@ class AGMH(nn.Module):
         super().__init__()
         self.bits = require_int("bits", bits, 1, MAX_BITS)
         self.backbone, channels = build_backbone(backbone, weights, feature_channels)
-        self.descriptors = DescriptorGroup(channels, num_descriptors, descriptor_dim)
+        self.descriptors = DescriptorGroup(channels, num_descriptors, descriptor_dim, impl=impl)
         self.attention = StepwiseExternalAttention(num_descriptors, descriptor_dim, num_heads, memory_size, impl=impl)
         self.hash_weight = nn.Parameter(torch.empty(bits, num_descriptors * descriptor_dim))
         nn.init.kaiming_uniform_(self.hash_weight, a=math.sqrt(5))
 
     def features(self, images: Tensor) -> Tensor:
         """Descriptors (B, D·C, H, W) of images (B, channels, H, W)."""
-        _check_images(images, self.hash_weight.device)
-        return self.descriptors(self.backbone(images))
+        return self._describe(images)[0]
 
     def logits(self, features: Tensor) -> Tensor:
         """Θv (B, bits) of descriptors (B, D·C, H, W); its sign is the code."""
-        return nn.functional.linear(features.mean(dim=(2, 3)), self.hash_weight)
+        return self._hash(mean(features))
 
     def forward(self, images: Tensor) -> AGMHOutput:
         """images: (B, channels, H, W) floating, normalised as the backbone expects."""
-        features = self.features(images)
+        features, pooled = self._describe(images)
         dispersion = self.attention(features) if self.training else None
-        return AGMHOutput(torch.tanh(self.logits(features)), dispersion)
+        return AGMHOutput(torch.tanh(self._hash(pooled)), dispersion)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Packed codes (B, ceil(bits/8)) uint8 on the images' device, in eval mode whatever the module's own; NaN is
-        an InputError.
+        an InputError. The check for NaN waits for a GPU, and is left out inside torch.compile.
         """
+        _check_images(images, self.hash_weight.device)
         with _evaluating(self):
-            return pack_codes(self.logits(self.features(images)))
+            x = self.backbone(images)
+            encoded = self.descriptors.encode(x, self.hash_weight)
+            if encoded is None:
+                return pack_codes(self._hash(self.descriptors(x)[1]))
+        codes, logits = encoded
+        if not torch.compiler.is_compiling() and bool(logits.isnan().any()):
+            row = int(logits.isnan().any(dim=1).nonzero()[0])
+            raise InputError(f"images: image {row} gives NaN, which has no sign: look for NaN in it and in the model")
+        return codes
+
+    def _describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Descriptors (B, D·C, H, W) and their mean over positions (B, D·C)."""
+        _check_images(images, self.hash_weight.device)
+        return self.descriptors(self.backbone(images))
+
+    def _hash(self, pooled: Tensor) -> Tensor:
+        return nn.functional.linear(pooled.to(self.hash_weight.dtype), self.hash_weight)
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agmh_fast.ops import peak_response_triton
 from agmh_fast.ops.attention import AttentionParams
-from agmh_fast.ops.peak_response import kernel_obstacle, peak_response
+from agmh_fast.ops.peak_response import cpu_obstacle, peak_response
 from agmh_fast.ops.registry import Op
 from agmh_fast.reference import dispersion as reference
 
@@ -25,9 +26,15 @@ def overlap(maps: Tensor) -> Tensor:
 attention_dispersion = Op("attention_dispersion")
 
 
-@attention_dispersion.register("triton", obstacle=kernel_obstacle)
+@attention_dispersion.register("triton", obstacle=peak_response_triton.dispersion_obstacle)
 def _triton(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
-    return _dispersion("triton", features, params, training, momentum, eps)
+    collapsed = peak_response_triton.collapsed(params)
+    return peak_response_triton.dispersion(features, collapsed, training, momentum, eps)
+
+
+@attention_dispersion.register("cpu", obstacle=cpu_obstacle)
+def _cpu(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    return _dispersion("cpu", features, params, training, momentum, eps)
 
 
 @attention_dispersion.register("torch")

@@ -10,10 +10,11 @@ L bits, N database items, m sampled items, G label groups (classes, or distinct 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.ops import compiled
@@ -69,7 +70,7 @@ class HashingState:
         shape = (len(self), self.bits)
         require(tuple(codes.shape) == shape, f"codes must be {shape}, got {tuple(codes.shape)}")
         require(bool(torch.isfinite(codes).all()), "codes must be finite; there is a NaN or an infinity")
-        self._codes = codes.detach().to(self.groups.device, torch.float32)
+        self._codes = codes.detach().to(self.groups.device, torch.float32).contiguous()
         self.sampled = None
 
     def begin_iteration(self, sampled: Tensor) -> None:
@@ -132,7 +133,8 @@ def _label_groups(labels: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _check_embedding(name: str, embedding: Tensor, rows: int, bits: int) -> None:
-    require(embedding.is_floating_point(), f"{name} must be floating point, got {embedding.dtype}")
+    if not embedding.is_floating_point():
+        raise InputError(f"{name} must be floating point, got {embedding.dtype}")
     if embedding.dim() != 2 or embedding.shape[0] != rows or embedding.shape[1] != bits:
         raise InputError(f"{name} must be ({rows}, {bits}), got {tuple(embedding.shape)}")
 
@@ -149,11 +151,66 @@ hashing_loss = Op("asymmetric_hashing_loss")
 def check_loss(embedding: Tensor, items: Tensor, state: HashingState) -> None:
     """Raise InputError unless embedding (B, bits) and items (B,) fit the state; no value of a tensor is read."""
     _begun(state)
-    if items.dim() != 1 or items.is_floating_point() or items.shape[0] == 0:
+    if items.dim() != 1 or items.is_floating_point() or items.dtype == torch.bool or items.shape[0] == 0:
         raise InputError(
             f"items must be (B,) integer database positions with B >= 1, got {tuple(items.shape)} {items.dtype}"
         )
     _check_embedding("embedding", embedding, items.shape[0], state.bits)
+
+
+def _scaled(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients that forward formed, each times what came down to its loss."""
+    (gradients,) = ctx.saved_tensors
+    embedding = None
+    for k, grad in enumerate(upstream):
+        if grad is not None:
+            embedding = gradients[k] * grad if embedding is None else embedding + gradients[k] * grad
+    if embedding is not None and embedding.dtype != ctx.dtype:
+        embedding = embedding.to(ctx.dtype)
+    return None, embedding, *ctx.others
+
+
+_scaled_once = once_differentiable(_scaled)
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Total, pairwise and quantization loss by an op that forms their gradients with them; backward scales these.
+
+    The op takes the embedding (B, L) first and returns the three scalars and the three gradients (3, B, L), at least
+    in float32: rounding them to the embedding's dtype waits until they are scaled, as a gradient scaler expects.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, op: str, embedding: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        total, pairwise, quantization, gradients = getattr(torch.ops.agmh_fast, op)(embedding, *arguments)
+        ctx.save_for_backward(gradients)
+        ctx.set_materialize_grads(False)
+        ctx.dtype, ctx.others = embedding.dtype, (None,) * len(arguments)
+        return total, pairwise, quantization
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        # What refuses a second derivative costs more than the product, and is needed with create_graph only.
+        return (_scaled_once if torch.is_grad_enabled() else _scaled)(ctx, *upstream)
+
+
+def _fake_loss(embedding: Tensor, *_: object) -> tuple[Tensor, ...]:
+    dtype = torch.promote_types(embedding.dtype, torch.float32)
+    losses = (embedding.new_empty((), dtype=dtype) for _ in range(3))
+    return *losses, embedding.new_empty((3, *embedding.shape), dtype=dtype)
+
+
+def _compiled_loss_obstacle(embedding: Tensor, items: Tensor, state: HashingState) -> str | None:
+    if embedding.device.type != "cpu":
+        return f"embedding is on {embedding.device}"
+    return compiled.cpu_obstacle("the labels", state.groups)
+
+
+@hashing_loss.register("cpu", obstacle=_compiled_loss_obstacle)
+def _loss_compiled(embedding: Tensor, items: Tensor, state: HashingState) -> HashingLoss:
+    sums = state.targets, state.square_sums, state.gram
+    arguments = items.long(), state.groups, *sums, state.codes, state.gamma, get_num_threads()
+    return HashingLoss(*_FusedLoss.apply("hashing_loss", embedding, *arguments))
 
 
 @hashing_loss.register("torch")
@@ -214,8 +271,8 @@ def _engine_obstacle(state: HashingState, *_: object) -> str | None:
 @discrete_step.register("cpu", obstacle=_engine_obstacle)
 def _step_compiled(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
     targets, own, u, gram = _sweep_inputs(state, embeddings, sampled)
-    codes = state.codes.contiguous()
-    return torch.ops.agmh_fast.discrete_step(codes, targets, state.groups, own, u, gram, state.gamma, get_num_threads())
+    args = (state.codes, targets, state.groups, own, u, gram, state.gamma, get_num_threads())
+    return torch.ops.agmh_fast.discrete_step(*args)
 
 
 @discrete_step.register("torch")
@@ -244,7 +301,9 @@ def _step_dense(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Ten
 
 @compiled.on_load
 def _describe() -> None:
-    """Shape and dtype of the compiled op, for torch.compile."""
+    """Shapes and dtypes of the compiled ops, for torch.compile."""
+
+    torch.library.register_fake("agmh_fast::hashing_loss")(_fake_loss)
 
     @torch.library.register_fake("agmh_fast::discrete_step")
     def updated(codes: Tensor, *_: object) -> Tensor:

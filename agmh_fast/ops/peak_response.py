@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from agmh_fast.kernels.peak_response.config import MAX_CHANNELS, MAX_SLOTS
+from agmh_fast.ops import compiled, peak_response_cpu, peak_response_triton
 from agmh_fast.ops.attention import AttentionParams, attend_by_reference, collapse, compute_dtype, update_running
-from agmh_fast.ops.gpu import triton_obstacle
 from agmh_fast.ops.peak_response_torch import PeakResponse, gradient_like, peak_response_backward, peak_response_forward
 from agmh_fast.ops.registry import Op
 
 # Opaque to torch.compile: tracing through the loop over images would unroll it for every batch size. Each
 # implementation has a pair of ops with one signature; what forward gives goes to backward as it is, in its own layout.
 _library = torch.library.Library("agmh_fast", "FRAGMENT")
-for _pair in ("peak_response", "triton_peak_response"):
+for _pair in ("peak_response", "cpu_peak_response"):
     _library.define(
         f"{_pair}(Tensor features, Tensor weight, Tensor projection, Tensor gamma, Tensor beta, Tensor? mean, "
         "Tensor? var, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -51,21 +50,19 @@ def _backward_op(grad, features, weight, projection, gamma, *saved_and_eps):  # 
         return peak_response_backward(grad, features, weight, projection, gamma, PeakResponse(*saved), eps)
 
 
-@torch.library.impl(_library, "triton_peak_response", "CompositeExplicitAutograd")
-def _triton_forward_op(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
-    from agmh_fast.kernels.peak_response import fwd
-
+@torch.library.impl(_library, "cpu_peak_response", "CompositeExplicitAutograd")
+def _cpu_forward_op(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
     stats = None if mean is None else (mean, var)
-    with torch.autocast(features.device.type, enabled=False):
-        return fwd.forward(features, weight, projection, gamma, beta, stats, eps)
+    with torch.autocast("cpu", enabled=False):
+        return tuple(peak_response_cpu.peak_response_forward(features, weight, projection, gamma, beta, stats, eps))
 
 
-@torch.library.impl(_library, "triton_peak_response_backward", "CompositeExplicitAutograd")
-def _triton_backward_op(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
-    from agmh_fast.kernels.peak_response import bwd
-
-    with torch.autocast(features.device.type, enabled=False):
-        return bwd.backward(grad, features, weight, projection, gamma, *saved_and_eps)
+@torch.library.impl(_library, "cpu_peak_response_backward", "CompositeExplicitAutograd")
+def _cpu_backward_op(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
+    *saved, eps = saved_and_eps
+    args = (grad, features, weight, projection, gamma, PeakResponse(*saved), eps)
+    with torch.autocast("cpu", enabled=False):
+        return peak_response_cpu.peak_response_backward(*args)
 
 
 @torch.library.register_fake("agmh_fast::peak_response")
@@ -86,25 +83,17 @@ def _forward_fake(features, weight, projection, gamma, beta, mean, var, eps):  #
     )
 
 
-@torch.library.register_fake("agmh_fast::triton_peak_response")
-def _triton_forward_fake(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
-    batch, _, height, width = features.shape
-    descriptors, slots, channels = weight.shape
-    n, new = height * width, weight.new_empty
-    moments = ((descriptors, slots), (descriptors, slots, slots)) if mean is None else ((0,), (0,))
-    return (
-        new(descriptors, batch, n).transpose(0, 1),
-        new(descriptors, batch, n, dtype=torch.int16).transpose(0, 1),
-        features.new_empty(descriptors, batch * n, slots),
-        new(descriptors, batch * n),
-        new(descriptors, channels),
-        new(descriptors, channels),
-        new(moments[0]),
-        new(moments[1]),
+@torch.library.register_fake("agmh_fast::cpu_peak_response")
+def _cpu_forward_fake(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
+    peaks, channel, attention, slot_sum, *rest = _forward_fake(
+        features, weight, projection, gamma, beta, mean, var, eps
     )
+    panels = -(-attention.shape[3] // peak_response_cpu.PANEL)
+    wide = attention.new_empty(*attention.shape[:3], panels * peak_response_cpu.PANEL)
+    return peaks, channel.to(torch.int32), wide, slot_sum[..., 0], *rest
 
 
-@torch.library.register_fake("agmh_fast::triton_peak_response_backward")
+@torch.library.register_fake("agmh_fast::cpu_peak_response_backward")
 @torch.library.register_fake("agmh_fast::peak_response_backward")
 def _backward_fake(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
     like = torch.empty_like
@@ -138,22 +127,24 @@ class _PeakResponse(torch.autograd.Function):
 peak_response = Op("peak_response")
 
 
-def kernel_obstacle(features: Tensor, params: AttentionParams, *_: Any) -> str | None:
-    """Why the Triton kernels cannot serve these arguments, or None."""
-    slots, channels = params.query.shape[2], params.descriptor_dim
-    if (obstacle := triton_obstacle("features", features)) is not None:
+@peak_response.register("triton", obstacle=peak_response_triton.kernel_obstacle)
+def _triton(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    collapsed = peak_response_triton.collapsed(params)
+    return peak_response_triton.peaks(features, collapsed, training, momentum, eps)
+
+
+def cpu_obstacle(features: Tensor, *_: Any) -> str | None:
+    """Why the compiled CPU ops cannot serve these arguments, or None."""
+    if (obstacle := compiled.cpu_obstacle("the features", features)) is not None:
         return obstacle
-    if slots > MAX_SLOTS or channels > MAX_CHANNELS:
-        limit = f"{MAX_SLOTS} memory slots and {MAX_CHANNELS} channels a descriptor"
-        return f"it takes at most {limit}, not {slots} and {channels}"
-    if features.shape[1] * features.shape[2] * features.shape[3] >= 2**31:
-        return "one image of the features must have fewer than 2³¹ elements"
+    if features.dtype not in (torch.float32, torch.bfloat16):
+        return f"features must be float32 or bfloat16, and are {features.dtype}"
     return None
 
 
-@peak_response.register("triton", obstacle=kernel_obstacle)
-def _triton(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
-    return _collapsed("triton_peak_response", features, params, training, momentum, eps)
+@peak_response.register("cpu", obstacle=cpu_obstacle)
+def _cpu(features: Tensor, params: AttentionParams, training: bool, momentum: float, eps: float) -> Tensor:
+    return _collapsed("cpu_peak_response", features, params, training, momentum, eps)
 
 
 @peak_response.register("torch")

@@ -60,6 +60,19 @@ def _moments(attention: Tensor) -> tuple[Tensor, Tensor]:
     return mean, cov / (batch * positions)
 
 
+def statistics(projection: Tensor, mu: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of y = P a (D, C) from the moments of a."""
+    return (projection @ mu[..., None])[..., 0], ((projection @ cov) * projection).sum(dim=-1)
+
+
+def affine(
+    projection: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """P' (D, C, K) and shift (D, C): BN(P a) = P' a + shift."""
+    scale = gamma * torch.rsqrt(var + eps)
+    return scale[..., None] * projection, beta - scale * mean
+
+
 def peak_response_forward(
     features: Tensor,
     weight: Tensor,
@@ -84,13 +97,11 @@ def peak_response_forward(
         s.div_(den.add_(SLOT_EPSILON))
     if stats is None:
         mu, cov = _moments(attention)
-        mean = (projection @ mu[..., None])[..., 0]
-        var = ((projection @ cov) * projection).sum(dim=-1)
+        mean, var = statistics(projection, mu, cov)
     else:
         mu, cov = attention.new_empty(0), attention.new_empty(0)
         mean, var = (statistic.to(dtype, copy=True) for statistic in stats)
-    scale = gamma * torch.rsqrt(var + eps)
-    scaled, shift = scale[..., None] * projection, beta - scale * mean
+    scaled, shift = affine(projection, gamma, beta, mean, var, eps)
     peaks = features.new_empty(shape, dtype=dtype)
     channel = features.new_empty(shape, dtype=torch.int64)
     for images, x in _chunks(features, descriptors):
@@ -110,35 +121,42 @@ def segment_sum(values: Tensor, segment: Tensor, count: int) -> Tensor:
     return torch.segment_reduce(values[order], "sum", offsets=ends, axis=0, unsafe=True, initial=0)
 
 
+def parameter_gradients(
+    S: Tensor, dbeta: Tensor, projection: Tensor, gamma: Tensor, saved: PeakResponse, eps: float
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """P', R and v, dP and dγ from S and dβ; R and v are None where the statistics were given."""
+    r = torch.rsqrt(saved.var + eps)
+    dgamma = r * ((projection * S).sum(dim=-1) - saved.mean * dbeta)
+    scaled = (gamma * r)[..., None] * projection
+    if saved.attention_cov.numel() == 0:
+        return scaled, None, None, (gamma * r)[..., None] * S, dgamma
+    positions = saved.peaks.numel() // saved.peaks.shape[1]
+    feedback = scaled.mT @ ((dgamma * r / positions)[..., None] * projection)
+    mu = saved.attention_mean[..., None]
+    offset = (scaled.mT @ (dbeta[..., None] / positions) - feedback @ mu).mT
+    centred = S - dbeta[..., None] * mu.mT - (dgamma * r)[..., None] * (projection @ saved.attention_cov)
+    return scaled, feedback, offset, (gamma * r)[..., None] * centred, dgamma
+
+
 def peak_response_backward(
     grad: Tensor, features: Tensor, weight: Tensor, projection: Tensor, gamma: Tensor, saved: PeakResponse, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, W_z, P, γ and β from grad (B, D, n), the gradient of the peaks."""
     descriptors, slots, channels = weight.shape
-    attention, trained = saved.attention, saved.attention_cov.numel() > 0
+    attention = saved.attention
     g = torch.where(saved.peaks > 0, grad, 0).contiguous()
     row = saved.channel + channels * torch.arange(descriptors, device=grad.device)[:, None]
     S = segment_sum((attention * g[..., None]).flatten(0, 2), row.flatten(), descriptors * channels)
     S = S.view(descriptors, channels, slots)
     dbeta = segment_sum(g.view(-1, 1), row.flatten(), descriptors * channels).view(descriptors, channels)
-    r = torch.rsqrt(saved.var + eps)
-    dgamma = r * ((projection * S).sum(dim=-1) - saved.mean * dbeta)
-    scaled = (gamma * r)[..., None] * projection
-    dprojection = S
-    if trained:
-        positions = g.numel() // descriptors
-        feedback = scaled.mT @ ((dgamma * r / positions)[..., None] * projection)
-        mu = saved.attention_mean[..., None]
-        offset = (scaled.mT @ (dbeta[..., None] / positions) - feedback @ mu).mT
-        dprojection = S - dbeta[..., None] * mu.mT - (dgamma * r)[..., None] * (projection @ saved.attention_cov)
-    dprojection = (gamma * r)[..., None] * dprojection
+    scaled, feedback, offset, dprojection, dgamma = parameter_gradients(S, dbeta, projection, gamma, saved, eps)
 
     dfeatures, dweight = gradient_like(features), weight.new_zeros(descriptors, channels, slots)
     table = scaled.flatten(0, 1)
     for (images, x), (_, dx) in zip(_chunks(features, descriptors), _chunks(dfeatures, descriptors), strict=True):
         a, gi = attention[images], g[images, ..., None]
         da = table.index_select(0, row[images].flatten()).view_as(a).mul_(gi)
-        if trained:
+        if feedback is not None and offset is not None:
             da.sub_(a @ feedback.mT).sub_(offset)
         # With w = s ds = a (da − Σ_slots a da), dz = w − s Σ_positions w.
         w = da.mul_(a)

@@ -5,22 +5,14 @@
 #include <vector>
 
 #include "hamming/parallel.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define AGMH_VECTORS __attribute__((target_clones("default", "fma", "avx512f")))
-#else
-#define AGMH_VECTORS
-#endif
+#include "hashing/vectors.h"
 
 namespace agmh {
 namespace {
 
-// Rows are swept together, one a lane of a vector; bits lie along rows of kLanes lanes. Two vectors hide the latency of
-// one multiply-add behind another's.
-constexpr int64_t kLanes = 16;
 constexpr int64_t kRowsATask = 1024;
 
-// The sweep over one block: score and b are (L, kLanes).
+// The sweep over one block, whose rows are lanes: score and b are (L, kLanes).
 AGMH_VECTORS void sweep(const double* gram, int64_t bits, const double* score, double* b) {
   // Declared here, where the instruction set is known: outside, GCC would keep such a vector in memory.
   using Vector __attribute__((vector_size(kLanes / 2 * sizeof(double)))) = double;

@@ -1,5 +1,5 @@
-"""Backward: the gradient of the peaks -> gradients of features and parameters, in four kernels. README.md has the
-formulas.
+"""Backward: the gradient of the peaks -> gradients of features and parameters. README.md has the formulas,
+parameters.py the kernels on parameters.
 
 The gradient has one entry a position, at the peak's channel. Sums over positions are formed by a fixed number of
 programs, each in order, and added in order: two runs are equal bit by bit.
@@ -12,29 +12,66 @@ import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, batches, dense, strides
 from agmh_fast.kernels.peak_response import config
+from agmh_fast.kernels.peak_response.parameters import parameter_gradients, unit_of
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit
+def _masked(grad, peaks, row, d, position, live, gb, gd, gp, n):
+    """The gradient of peaks at positions of a descriptor, float32, zero where the peak is."""
+    at = (position // n).to(tl.int64) * gb + (position % n).to(tl.int64) * gp + tl.cast(d, tl.int64) * gd
+    g = tl.load(grad + at, mask=live, other=0.0).to(tl.float32)
+    return tl.where(tl.load(peaks + row, mask=live, other=0.0) > 0, g, 0.0)
+
+
+@triton.jit(do_not_specialize=["gb", "gd", "gp", "n", "total"])
+def largest_gradient(grad, peaks, largest, gb, gd, gp, n, total, D: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Program (share of the positions): its largest |g|."""
+    t, top = tl.arange(0, BLOCK_N), tl.zeros((BLOCK_N,), tl.float32)
+    for d in range(D):
+        for i in range(tl.program_id(0), tl.cdiv(total, BLOCK_N), tl.num_programs(0)):
+            position = i * BLOCK_N + t
+            live = position < total
+            row = tl.cast(d, tl.int64) * total + position
+            top = tl.maximum(top, tl.abs(_masked(grad, peaks, row, d, position, live, gb, gd, gp, n)))
+    tl.store(largest + tl.program_id(0), tl.max(top, 0))
+
+
+@triton.jit(do_not_specialize=["gb", "gd", "gp", "n", "total"])
 def channel_sums(
     attention,
     channel,
     grad,
+    peaks,
+    largest,
+    rounded,
     sums,
     counts,
+    gb,
+    gd,
+    gp,
+    n,
     total,
     C: tl.constexpr,
     K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ATOMIC: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program (channel tile, descriptor, split): Σ g h (split, D, C, K) and Σ g (split, D, C) of its positions."""
+    """Program (channel tile, descriptor, split): Σ g h (split, D, C, K) and Σ g (split, D, C) of its positions.
+
+    The first channel tile also keeps g (D, T): zero where the peak is, in units if there are any, rounded.
+    """
     d, split = tl.program_id(1), tl.program_id(2)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     t, k = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     acc, column = tl.zeros((BLOCK_C, BLOCK_K), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
+    unit = 1.0
+    if largest is not None:
+        unit = unit_of(largest, PARTS)
     tiles = tl.cdiv(total, BLOCK_N)
     each = tl.cdiv(tiles, tl.num_programs(2))
     for i in range(split * each, min((split + 1) * each, tiles)):
@@ -42,15 +79,22 @@ def channel_sums(
         live = position < total
         row = tl.cast(d, tl.int64) * total + position
         h = tl.load(attention + row[:, None] * K + k[None, :], mask=live[:, None] & (k < K)[None, :], other=0.0)
-        g = tl.load(grad + row, mask=live, other=0.0)
+        g = (_masked(grad, peaks, row, d, position, live, gb, gd, gp, n) / unit).to(h.dtype)
+        tl.store(rounded + row, g, mask=live & (tl.program_id(0) == 0))
         peaked = c[:, None] == tl.load(channel + row, mask=live, other=-1).to(tl.int32)[None, :]
         x = tl.where(peaked, g[None, :], 0.0).to(h.dtype)
         # Both sums from the same rounded g: their difference cancels in the gradient of P.
         column += tl.sum(x.to(tl.float32), 1)
         acc = tl.dot(x, h, acc, input_precision=PRECISION)
-    out = (split * tl.num_programs(1) + d).to(tl.int64) * C + c
-    tl.store(sums + out[:, None] * K + k[None, :], acc, mask=(c < C)[:, None] & (k < K)[None, :])
-    tl.store(counts + out, column, mask=c < C)
+    if ATOMIC:
+        out = tl.cast(d, tl.int64) * C + c
+        mask = (c < C)[:, None] & (k < K)[None, :]
+        tl.atomic_add(sums + out[:, None] * K + k[None, :], acc, mask=mask, sem="relaxed")
+        tl.atomic_add(counts + out, column, mask=c < C, sem="relaxed")
+    else:
+        out = (split * tl.num_programs(1) + d).to(tl.int64) * C + c
+        tl.store(sums + out[:, None] * K + k[None, :], acc, mask=(c < C)[:, None] & (k < K)[None, :])
+        tl.store(counts + out, column, mask=c < C)
 
 
 @triton.jit
@@ -133,7 +177,7 @@ def spread(
     offset,
     sums,
     weight,
-    unit,
+    largest,
     dlogits,
     dfeatures,
     sb,
@@ -149,6 +193,7 @@ def spread(
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Program (image · tiles + tile, descriptor): dz = w − s Σ_positions w; dF = W_zᵀ dz plus g at c*."""
@@ -166,21 +211,23 @@ def spread(
     dz = (w - s * tl.load(sums + at, mask=k < K, other=0.0)[None, :]).to(dlogits.dtype.element_ty)
     tl.store(dlogits + row[:, None] * K + k[None, :], dz, mask=live[:, None] & (k < K)[None, :])
     dfeatures += b * sb + tl.cast(d, tl.int64) * sd + p[:, None] * SP
+    unit = 1.0
+    if largest is not None:
+        unit = unit_of(largest, PARTS)
     for i in range(0, C, BLOCK_C):
         inside = i + c < C
         rows, known = weight + (d * K + k[:, None]) * C + (i + c)[None, :], (k < K)[:, None] & inside[None, :]
         x = tl.dot(dz, tl.load(rows, mask=known, other=0.0), input_precision=PRECISION)
         x += tl.where((i + c)[None, :] == first[:, None], g[:, None], 0.0)
-        if unit is not None:
-            x *= tl.load(unit)
         out = dfeatures + (i + c)[None, :] * SC
-        tl.store(out, x.to(dfeatures.dtype.element_ty), mask=live[:, None] & inside[None, :])
+        tl.store(out, (x * unit).to(dfeatures.dtype.element_ty), mask=live[:, None] & inside[None, :])
 
 
 @triton.jit(do_not_specialize=["images", "n", "total"])
 def weight_gradient(
     features,
     dlogits,
+    largest,
     sums,
     sb,
     sd,
@@ -195,6 +242,8 @@ def weight_gradient(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PARTS: tl.constexpr,
+    ATOMIC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Program (channel tile, descriptor, split): Σ dz Fᵀ (split, D, K, C) over its share of the position tiles."""
@@ -214,17 +263,31 @@ def weight_gradient(
         at = b * sb + p.to(tl.int64)[:, None] * SP + c[None, :] * SC
         x = tl.load(features + at, mask=live[:, None] & (c < C)[None, :], other=0.0)
         acc = tl.dot(y, x, acc, input_precision=PRECISION)
-    out = ((split * tl.num_programs(1) + d).to(tl.int64) * K + k[:, None]) * C + c[None, :]
-    tl.store(sums + out, acc, mask=(k < K)[:, None] & (c < C)[None, :])
+    if largest is not None:
+        acc *= unit_of(largest, PARTS)
+    mask = (k < K)[:, None] & (c < C)[None, :]
+    if ATOMIC:
+        tl.atomic_add(sums + (tl.cast(d, tl.int64) * K + k[:, None]) * C + c[None, :], acc, mask=mask, sem="relaxed")
+    else:
+        out = ((split * tl.num_programs(1) + d).to(tl.int64) * K + k[:, None]) * C + c[None, :]
+        tl.store(sums + out, acc, mask=mask)
 
 
-def _scaled(g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """g (D, B, n) in `dtype`, contiguous; float16 in units of a power of two near the largest, or small ones vanish."""
-    if dtype != torch.float16:
-        return g.to(dtype).contiguous(), None
-    largest = g.abs().amax().clamp(2.0**-100, 2.0**100)
-    unit = torch.exp2(torch.floor(torch.log2(largest)))
-    return (g / unit).to(dtype).contiguous(), unit
+def _largest(grad: Tensor, peaks: Tensor) -> Tensor:
+    """Shares of the largest |g|: float16 gradients are held in units of a power of two near it, or vanish."""
+    batch, descriptors, n = grad.shape
+    largest = grad.new_empty(config.LARGEST_PARTS, dtype=torch.float32)
+    largest_gradient[(config.LARGEST_PARTS,)](
+        grad, peaks, largest, *grad.stride(), n, batch * n, D=descriptors, BLOCK_N=1024, num_warps=4
+    )
+    return largest
+
+
+def _sums(size: int, splits: int, like: Tensor) -> Tensor:
+    """Memory for sums over positions: a part for every split, or zeros if atomics add to them."""
+    if config.atomics():
+        return like.new_zeros(1, size, dtype=torch.float32)
+    return like.new_empty(splits, size, dtype=torch.float32)
 
 
 def backward(
@@ -249,56 +312,63 @@ def backward(
     batch, _, height, width = features.shape
     descriptors, slots, channels = weight.shape
     n, total, features = height * width, batch * height * width, dense(features)
-    dtype, new, trained = features.dtype, features.new_empty, attention_cov.numel() > 0
-    tuning = config.choose(features, slots)
-    shape = {"C": channels, "K": slots, "BLOCK_K": tuning.slots, "PRECISION": tuning.precision}
-    g, unit = _scaled(torch.where(peaks > 0, grad, 0).transpose(0, 1), dtype)
-    channel = channel.transpose(0, 1).contiguous()
-
-    tile = tuning.channel_sums
-    sums = new(tuning.splits, descriptors, channels, slots, dtype=torch.float32)
-    counts = new(tuning.splits, descriptors, channels, dtype=torch.float32)
-    channel_sums[(triton.cdiv(channels, tile.channels), descriptors, tuning.splits)](
-        attention, channel, g, sums, counts, total, **shape,
-        BLOCK_N=tile.positions, BLOCK_C=tile.channels, num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    S, dbeta = sums.sum(dim=0), counts.sum(dim=0)  # of h, not of a
-    r = torch.rsqrt(var + eps)
-    scale = gamma * r
-    scaled = (scale[..., None] * projection).to(dtype)
-    feedback, offset = None, None
-    if trained:
-        mu = attention_mean[..., None]
-        centred = S - dbeta[..., None] * mu.mT
-        dgamma = r * (projection * centred).sum(dim=-1)
-        feedback = (scaled.float().mT @ ((dgamma * r / total)[..., None] * projection)).to(dtype)
-        # From the rounded R, as the kernels multiply by it.
-        offset = (scaled.float().mT @ (dbeta[..., None] / total) - feedback.float().mT @ mu)[..., 0]
-        centred = centred - (dgamma * r)[..., None] * (projection @ attention_cov)
-    else:
-        centred = S + dbeta[..., None] / slots
-        dgamma = r * ((projection * centred).sum(dim=-1) - mean * dbeta)
-    dprojection = scale[..., None] * centred
+    tuning, new = config.choose(features, slots), features.new_empty
+    shape = {"C": channels, "K": slots, "BLOCK_K": tuning.slots}
+    peaks, channel = (x.transpose(0, 1).contiguous() for x in (peaks, channel))
+    units = _largest(grad, peaks) if features.dtype == torch.float16 else None
+    sums, g = _channel_sums(grad, peaks, channel, attention, units, channels, tuning)
+    moments_of_h = (attention_mean, attention_cov) if attention_cov.numel() > 0 else (None, None)
+    grads, parts = parameter_gradients(
+        sums, weight, projection, gamma, mean, var, *moments_of_h, units, total, eps, features.dtype, tuning
+    )
+    dprojection, dgamma, dbeta = grads
+    rounded_weight, scaled, feedback, offset = parts
 
     tile, u = tuning.slot_sums, new(descriptors, batch, slots, dtype=torch.float32)
     slot_sums[(batch, descriptors)](
-        attention, channel, g, scaled, feedback, offset, u, n, total, **shape,
+        attention, channel, g, scaled, feedback, offset, u, n, total, **shape, PRECISION=tuning.precision,
         BLOCK_N=tile.positions, BLOCK_J=tuning.inner, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     dlogits, dfeatures = torch.empty_like(attention), torch.empty_like(features)
     sb, sd, sp, sc = strides(features, descriptors)
-    align = alignment(n, sc)
+    layout = {"SP": sp, "SC": sc, "ALIGN": alignment(n, sc), "PARTS": config.LARGEST_PARTS}
     tile = tuning.spread
     spread[(batch * triton.cdiv(n, tile.positions), descriptors)](
-        attention, slot_sum, channel, g, scaled, feedback, offset, u, weight.to(dtype), unit, dlogits, dfeatures,
-        sb, sd, n, total, SP=sp, SC=sc, ALIGN=align, BLOCK_J=tuning.inner, **shape,
+        attention, slot_sum, channel, g, scaled, feedback, offset, u, rounded_weight, units, dlogits, dfeatures,
+        sb, sd, n, total, **layout, **shape, BLOCK_J=tuning.inner, PRECISION=tuning.precision,
         BLOCK_N=tile.positions, BLOCK_C=tile.channels, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     tile, (images, positions) = tuning.weight_gradient, batches(batch, n, sb, sp)
-    parts = new(tuning.splits, descriptors, slots, channels, dtype=torch.float32)
+    dweight = _sums(weight.numel(), tuning.splits, features)
     weight_gradient[(triton.cdiv(channels, tile.channels), descriptors, tuning.splits)](
-        features, dlogits, parts, sb, sd, images, positions, total, SP=sp, SC=sc, ALIGN=align, **shape,
-        BLOCK_N=tile.positions, BLOCK_C=tile.channels, num_warps=tile.warps, num_stages=tile.stages,
+        features, dlogits, units, dweight, sb, sd, images, positions, total, **layout, **shape,
+        BLOCK_N=tile.positions, BLOCK_C=tile.channels, ATOMIC=config.atomics(), PRECISION=tuning.precision,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    grads = parts.sum(dim=0), dprojection, dgamma, dbeta
-    return dfeatures, *(grads if unit is None else (part * unit for part in grads))
+    dweight = dweight[0] if config.atomics() else dweight.sum(dim=0)
+    return dfeatures, dweight.view_as(weight), dprojection, dgamma, dbeta
+
+
+def _channel_sums(
+    grad: Tensor,
+    peaks: Tensor,
+    channel: Tensor,
+    attention: Tensor,
+    units: Tensor | None,
+    channels: int,
+    tuning: config.Config,
+) -> tuple[tuple[Tensor, Tensor, int], Tensor]:
+    """Parts of Σ g h and Σ g with their number, and g (D, T) as the other kernels take it."""
+    descriptors, total, slots = attention.shape
+    count = descriptors * channels
+    sums = _sums(count * (slots + 1), tuning.splits, attention)
+    splits = len(sums)
+    products, counts = sums.view(-1).split([splits * count * slots, splits * count])
+    tile, g = tuning.channel_sums, attention.new_empty(descriptors, total)
+    channel_sums[(triton.cdiv(channels, tile.channels), descriptors, tuning.splits)](
+        attention, channel, grad, peaks, units, g, products, counts, *grad.stride(), grad.shape[2], total,
+        C=channels, K=slots, PARTS=config.LARGEST_PARTS, ATOMIC=config.atomics(), BLOCK_K=tuning.slots,
+        PRECISION=tuning.precision, BLOCK_N=tile.positions, BLOCK_C=tile.channels, num_warps=tile.warps,
+        num_stages=tile.stages,
+    )  # fmt: skip
+    return (products, counts, splits), g

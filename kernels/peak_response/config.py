@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,18 @@ from torch import Tensor
 
 MAX_SLOTS = 128
 MAX_CHANNELS = 2**15 - 1  # a peak's channel is kept as int16
+
+SPLITS_AT_ONCE = 8  # whose parts are loaded together where they are added up
+COVARIANCE_ROWS = 4  # of Σ, a program
+LARGEST_PARTS = 64  # programs that look for a float16 gradient's largest value
+
+# Read once, as every other switch of the environment.
+_ATOMICS = os.environ.get("AGMH_FAST_ATOMICS") == "1"
+
+
+def atomics() -> bool:
+    """Whether sums over positions may be added up by float atomics: asked for, and no determinism is."""
+    return _ATOMICS and not torch.are_deterministic_algorithms_enabled()
 
 
 @dataclass(frozen=True)
@@ -24,18 +37,24 @@ class Tile:
 
 @dataclass(frozen=True)
 class Config:
-    """The tiles of all kernels. `precision` is how float32 is multiplied, `slots` is K padded, `inner` how many slots a
-    K × K product takes at a time, `splits` how many programs share a sum over positions.
+    """The tiles of all kernels. `precision` is how float32 is multiplied, `exact` how it is where only parameters are,
+    `slots` is K padded, `inner` and `chunk` how many slots a K × K product of either takes at a time, `splits` how many
+    programs share a sum over positions.
     """
 
     precision: str
+    exact: str
     slots: int
     inner: int
+    chunk: int
     splits: int
     attend: Tile
     gram: Tile
+    statistics: Tile
     peak: Tile
     channel_sums: Tile
+    channel_gradients: Tile
+    feedback: Tile
     slot_sums: Tile
     spread: Tile
     weight_gradient: Tile
@@ -73,13 +92,18 @@ def choose(features: Tensor, slots: int) -> Config:
     wide = 64 if half else 32
     return Config(
         mode,
+        exact="ieee" if strict else "tf32x3",
         slots=k,
         inner=k if half else min(k, 32),
+        chunk=min(k, 32),
         splits=_splits(features),
         attend=_attend(cc, dtype, mode, n, k),
         gram=Tile(64 if half else 32, 0, 8, 2),
+        statistics=Tile(0, 32, 4, 2),
         peak=Tile(128, wide, 8, stages),
-        channel_sums=Tile(32 if strict else 64, 128 if half else 64, 8, stages),
+        channel_sums=Tile(16 if strict else 64, 32 if strict else 128 if half else 64, 8, stages),
+        channel_gradients=Tile(0, 16, 8, 2),
+        feedback=Tile(16, 32 if strict else 64, 4 if strict else 8, 3),
         slot_sums=Tile(64 if half else 32, 0, 8, 2),
         spread=Tile(128 if half and cc >= 90 else 32 if strict else 64, wide, 8, 2 if strict else stages),
         weight_gradient=Tile(64 if half else 32, 128, 8, 3),

@@ -1,4 +1,4 @@
-"""Forward: features -> attention -> peaks, in three kernels with torch glue between them. README.md has the formulas.
+"""Forward: features -> attention -> peaks. README.md has the formulas, moments.py BatchNorm.
 
 Rows are positions, so that a tile is (positions, slots) or (positions, channels). Per position are kept the centred
 attention h = a − 1/K, the slot sum, the peak and its channel, all as (D, B·n, ...): T = B·n positions a descriptor.
@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, batches, dense, strides
-from agmh_fast.kernels.peak_response import config
+from agmh_fast.kernels.peak_response import config, moments
 from torch import Tensor
 
 SLOT_EPSILON = tl.constexpr(1e-9)
@@ -140,7 +140,7 @@ def gram(
         h = tl.load(attention + row[:, None] * K + k[None, :], mask=mask, other=0.0)
         column += tl.sum(h.to(tl.float32), 0)
         acc = tl.dot(tl.trans(h), h, acc, input_precision=PRECISION)
-    out = (split * tl.num_programs(0) + d) * K + k
+    out = (split * tl.num_programs(0) + d).to(tl.int64) * K + k
     tl.store(products + out[:, None] * K + k[None, :], acc, mask=(k < K)[:, None] & (k < K)[None, :])
     tl.store(sums + out, column, mask=k < K)
 
@@ -153,6 +153,7 @@ def peak(
     shift,
     peaks,
     channel,
+    ticket,
     sb,
     sd,
     n,
@@ -168,7 +169,12 @@ def peak(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program (image · tiles + tile, descriptor): max(0, max_c h·P'_c + shift_c + F_c) and the first such c."""
+    """Program (image · tiles + tile, descriptor): max(0, max_c h·P'_c + shift_c + F_c) and the first such c.
+
+    `ticket` is set to zero for a later kernel whose programs count themselves.
+    """
+    if ticket is not None:
+        tl.store(ticket, 0, mask=(tl.program_id(0) == 0) & (tl.program_id(1) == 0))
     n = aligned(n, ALIGN)
     tiles = tl.cdiv(n, BLOCK_N)
     b, d = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(1)
@@ -196,16 +202,29 @@ def peak(
     tl.store(channel + row, first.to(channel.dtype.element_ty), mask=live)
 
 
-def halves(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+@triton.jit
+def split_weight(weight, high, low, count, BLOCK: tl.constexpr):
+    """Program (block): W_z rounded to the type of `high`, and in `low` what that rounding left over."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(weight + i, mask=i < count, other=0.0)
+    rounded = x.to(high.dtype.element_ty)
+    tl.store(high + i, rounded, mask=i < count)
+    if low is not None:
+        tl.store(low + i, (x - rounded.to(tl.float32)).to(low.dtype.element_ty), mask=i < count)
+
+
+def _in_16_bits(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """W_z in the features' dtype, and for bfloat16 what that rounding leaves over."""
-    high = weight.to(dtype)
-    return high, (weight - high).to(dtype) if dtype == torch.bfloat16 else None
+    if dtype == torch.float32:
+        return weight, None
+    high = torch.empty_like(weight, dtype=dtype)
+    low = torch.empty_like(high) if dtype == torch.bfloat16 else None
+    split_weight[(triton.cdiv(weight.numel(), 2048),)](weight, high, low, weight.numel(), BLOCK=2048)
+    return high, low
 
 
 def _moments(h: Tensor, tuning: config.Config) -> tuple[Tensor, Tensor]:
-    """Mean (D, K) and covariance (D, K, K) of h (D, T, K). Its mean is near 0, so little cancels: every slot's softmax
-    sums to 1, and 1/K is taken off.
-    """
+    """Mean (D, K) and covariance (D, K, K) of h (D, T, K)."""
     descriptors, total, slots = h.shape
     tile, splits = tuning.gram, 2 * tuning.splits
     products = h.new_empty(splits, descriptors, slots, slots, dtype=torch.float32)
@@ -214,8 +233,12 @@ def _moments(h: Tensor, tuning: config.Config) -> tuple[Tensor, Tensor]:
         h, products, sums, total, K=slots, BLOCK_N=tile.positions, BLOCK_K=tuning.slots,
         PRECISION=tuning.precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    mean = sums.sum(dim=0) / total
-    return mean, products.sum(dim=0) / total - mean[:, :, None] * mean[:, None, :]
+    mean, cov = torch.empty_like(sums[0]), torch.empty_like(products[0])
+    moments.covariance[(triton.cdiv(slots, config.COVARIANCE_ROWS), descriptors)](
+        products, sums, mean, cov, splits, total, K=slots,
+        BLOCK_S=config.SPLITS_AT_ONCE, BLOCK_I=config.COVARIANCE_ROWS, BLOCK_K=tuning.slots, num_warps=8,
+    )  # fmt: skip
+    return mean, cov
 
 
 def forward(
@@ -226,12 +249,16 @@ def forward(
     beta: Tensor,
     stats: tuple[Tensor, Tensor] | None,
     eps: float,
+    running: tuple[Tensor | None, Tensor | None] = (None, None),
+    momentum: float = 0.0,
+    ticket: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Peaks (B, D, n) float32, their channels (B, D, n) int16, h (D, B·n, K) in the features' dtype, slot sums
     (D, B·n), mean and biased variance of y (D, C), μ_h (D, K) and Σ (D, K, K), empty where the statistics are given.
 
     features (B, D·C, H, W) float32, bfloat16 or float16; weight (D, K, C), projection (D, C, K), gamma and beta (D, C)
-    float32; stats (mean, var) of y or None.
+    float32, contiguous; stats (mean, var) of y or None. Without them `running` (mean, var), if any, moves towards the
+    batch's, as BatchNorm's does. `ticket`, one int32, is set to zero.
     """
     batch, _, height, width = features.shape
     descriptors, slots, channels = weight.shape
@@ -242,33 +269,28 @@ def forward(
     h, slot_sum = new(descriptors, total, slots), new(descriptors, total, dtype=torch.float32)
     tile = tuning.attend
     attend[(batch, descriptors)](
-        features, *halves(weight, dtype), h, slot_sum, sb, sd, n, total,
+        features, *_in_16_bits(weight, dtype), h, slot_sum, sb, sd, n, total,
         SP=sp, SC=sc, ALIGN=alignment(n, sc), C=channels, K=slots,
         BLOCK_N=tile.positions, BLOCK_K=tuning.slots, BLOCK_C=tile.channels, ONE_TILE=n <= tile.positions,
         PRECISION=tuning.precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    # y = P a = P h + P·1/K: the centred attention has the covariance of a, and sums that do not cancel.
-    if stats is None:
-        mu, cov = _moments(h, tuning)
-        mean = (projection @ (mu + 1 / slots)[..., None])[..., 0]
-        var = ((projection @ cov) * projection).sum(dim=-1)
-    else:
-        mu, cov = new(0, dtype=torch.float32), new(0, dtype=torch.float32)
-        mean, var = (statistic.to(torch.float32, copy=True) for statistic in stats)
-    scale = gamma * torch.rsqrt(var + eps)
-    scaled = (scale[..., None] * projection).to(dtype)
-    # From the rounded P': only then does the mean cancel.
-    if stats is None:
-        shift = beta - (scaled.float() @ mu[..., None])[..., 0]
-    else:
-        shift = beta - scale * mean + scaled.float().mean(dim=-1)
+    mu, cov = (None, None) if stats else _moments(h, tuning)
+    mean, var, shift = torch.empty_like(beta), torch.empty_like(beta), torch.empty_like(beta)
+    scaled, tile = torch.empty_like(projection, dtype=dtype), tuning.statistics
+    moments.statistics[(triton.cdiv(channels, tile.channels), descriptors)](
+        projection, gamma, beta, mu, cov, *(stats or running), mean, var, scaled, shift, momentum, eps, total,
+        C=channels, K=slots, BLOCK_C=tile.channels, BLOCK_K=tuning.slots, BLOCK_J=tuning.chunk,
+        PRECISION=tuning.exact, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
     peaks = new(descriptors, batch, n, dtype=torch.float32)
     channel = new(descriptors, batch, n, dtype=torch.int16)
     tile, (images, positions) = tuning.peak, batches(batch, n, sb, sp)
     peak[(images * triton.cdiv(positions, tile.positions), descriptors)](
-        features, h, scaled, shift, peaks, channel, sb, sd, positions, total,
+        features, h, scaled, shift, peaks, channel, ticket, sb, sd, positions, total,
         SP=sp, SC=sc, ALIGN=alignment(n, sc), C=channels, K=slots,
         BLOCK_N=tile.positions, BLOCK_K=tuning.slots, BLOCK_C=tile.channels, STAGES=tile.stages,
         PRECISION=tuning.precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+    if mu is None or cov is None:
+        mu, cov = peaks.new_empty(0), peaks.new_empty(0)
     return peaks.transpose(0, 1), channel.transpose(0, 1), h, slot_sum, mean, var, mu, cov

@@ -1,8 +1,5 @@
-"""The Triton kernels without a GPU: run in the interpreter against the reference, compiled for GPUs that are not there.
-
-Error budget: against the float64 reference at most twice the error of plain PyTorch in that type, plus ten roundings
-of the type. Plain PyTorch is the `torch` implementation for float32, the reference under autocast for narrower types.
-Gradients that cancel to nearly nothing (K = 1) are measured against the largest gradient.
+"""The Triton kernels of the peaks without a GPU: run in the interpreter against the reference, compiled for GPUs that
+are not there. peak_cases.py states the error budget.
 """
 
 from __future__ import annotations
@@ -13,16 +10,24 @@ import pytest
 import torch
 from agmh_fast.kernels.peak_response import bwd, config, fwd
 from attention_cases import compiled_gradient_error, make_features, make_params, relative_error, with_own_statistics
-from triton_compile import compile_launch, recording
-from triton_interpreter import interpreting
+from peak_cases import (
+    case,
+    compare,
+    counting,
+    doubled,
+    kernels_on_cpu,
+    matmul_precision,
+    narrowed,
+    on_gpu,
+    peaks_and_gradients,
+)
+from triton_compile import SHARED_MEMORY, compile_launch, recording
 
 import agmh_fast.functional as af
 from agmh_fast.errors import InputError
-from agmh_fast.ops.dispersion import attention_dispersion
-from agmh_fast.ops.peak_response import peak_response
+from agmh_fast.ops import peak_response_triton
 from agmh_fast.ops.peak_response_torch import peak_response_forward
 
-NAMES = ("features", "conv_weight", "conv_bias", "query", "mix", "value", "project", "bn_weight", "bn_bias")
 # (D, C, K, h, B, H, W): n = 49, 195, 196 and 784, which takes the online softmax; one channel, one slot, one image.
 SHAPES = [
     (2, 64, 32, 4, 2, 7, 7),
@@ -36,73 +41,10 @@ SHAPES = [
 
 
 @pytest.fixture
-def on_cpu(monkeypatch):
-    """Let the kernels serve CPU tensors, in the interpreter."""
-    for op in (peak_response, attention_dispersion):
-        monkeypatch.setitem(op.obstacles, "triton", lambda *args: None)
-    with interpreting():
+def on_cpu():
+    """The kernels on CPU tensors."""
+    with kernels_on_cpu():
         yield
-
-
-@pytest.fixture
-def tf32():
-    """Allow float32 products in tf32, and put the setting back."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
-def _everything(features, params, impl, training=True):
-    """Loss, peaks, running statistics, and the gradients of the loss and a sum that weighs every peak differently."""
-    params = with_own_statistics(params)
-    peaks = af.peak_response(features, params, training=training, impl=impl)
-    weights = torch.linspace(0.5, 2, peaks.numel(), dtype=peaks.dtype).view_as(peaks).sin() / peaks.numel()
-    maps = torch.softmax(peaks, dim=2)
-    loss = (maps.sum(dim=1).square() - maps.square().sum(dim=1)).sum()
-    grads = torch.autograd.grad((peaks * weights).sum() + loss, [features, *params[:8]], materialize_grads=True)
-    return {
-        "loss": loss.detach(),
-        "peaks": peaks.detach(),
-        "running_mean": params.running_mean,
-        "running_var": params.running_var,
-    } | dict(zip(NAMES, grads, strict=True))
-
-
-def _narrowed(features, params, dtype):
-    """Leaves: the features in `dtype`, the parameters in float32."""
-    single = [None if t is None else t.detach().float() for t in params]
-    leaves = [t.requires_grad_() for t in single[:8]]
-    return features.detach().to(dtype).requires_grad_(), type(params)(*leaves, *single[8:])
-
-
-def _compare(features, params, dtype, against, training=True):
-    """The kernels' errors against float64 beside those of plain PyTorch in the type `against`."""
-    exact = _everything(features, params, "reference", training)
-    low, single = _narrowed(features, params, dtype)
-    ours = _everything(low, single, "triton", training)
-    if against == torch.float32:
-        plain = _everything(low, single, "torch", training)
-    else:
-        with torch.autocast("cpu", dtype=against):
-            plain = _everything(*_narrowed(features, params, against), "reference", training)
-    assert ours["features"].dtype == dtype
-    assert ours["features"].stride() == low.stride()
-    largest = max(float(exact[name].norm()) for name in NAMES)
-    for name, expected in exact.items():
-        if float(expected.norm()) < 1e-3 * largest and name in NAMES:
-            a, e = (float((x[name].double() - expected).norm()) / largest for x in (ours, plain))
-        else:
-            a, e = relative_error(ours[name], expected), relative_error(plain[name], expected)
-        assert a <= 2 * e + 10 * torch.finfo(against).eps, f"{name}: {a:.1e}, plain PyTorch {e:.1e}"
-
-
-def _case(shape, dtype, last):
-    d, c, k, h, b, height, width = shape
-    features = make_features(d, c, b, height, width).to(dtype).double()
-    if last:
-        features = features.contiguous(memory_format=torch.channels_last)
-    return features.requires_grad_(), make_params(d, c, k, h)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -110,22 +52,22 @@ def _case(shape, dtype, last):
 @pytest.mark.usefixtures("on_cpu")
 def test_forward_and_every_gradient(shape, dtype):
     index = SHAPES.index(shape) + (dtype == torch.bfloat16)
-    features, params = _case(shape, dtype, last=index % 2 == 0)
-    _compare(features, params, dtype, dtype)
+    features, params = case(shape, dtype, last=index % 2 == 0)
+    compare(peaks_and_gradients, features, params, dtype, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.usefixtures("on_cpu")
 def test_given_statistics(dtype):
-    features, params = _case((2, 40, 24, 2, 1, 7, 7), dtype, last=True)
-    _compare(features, params, dtype, dtype, training=False)
+    features, params = case((2, 40, 24, 2, 1, 7, 7), dtype, last=True)
+    compare(peaks_and_gradients, features, params, dtype, dtype, training=False)
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_float16_gradients_do_not_vanish():
-    features, params = _case((2, 40, 24, 2, 2, 7, 7), torch.float16, last=False)
-    _compare(features, params, torch.float16, torch.float16)
-    low, single = _narrowed(features, params, torch.float16)
+    features, params = case((2, 40, 24, 2, 2, 7, 7), torch.float16, last=False)
+    compare(peaks_and_gradients, features, params, torch.float16, torch.float16)
+    low, single = narrowed(features, params, torch.float16)
     peaks = af.peak_response(low, single, impl="triton")
     # 2⁻³⁰ is below float16's smallest number: parameters, which are float32, must not notice.
     small, usual = (
@@ -134,11 +76,12 @@ def test_float16_gradients_do_not_vanish():
     assert relative_error(small * 2.0**30, usual) < 1e-6
 
 
-@pytest.mark.usefixtures("on_cpu", "tf32")
+@pytest.mark.usefixtures("on_cpu")
 def test_tf32_is_as_exact_as_float16():
     """Its products keep ten bits of mantissa, as float16 does."""
-    features, params = _case((2, 64, 32, 2, 2, 7, 7), torch.float32, last=True)
-    _compare(features, params, torch.float32, torch.float16)
+    features, params = case((2, 64, 32, 2, 2, 7, 7), torch.float32, last=True)
+    with matmul_precision("high"):
+        compare(peaks_and_gradients, features, params, torch.float32, torch.float16)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -147,9 +90,9 @@ def test_layouts_give_the_same_result():
     features = make_features(2, 12, 2, 6, 5, torch.float32)
     wide = torch.empty(*features.shape[:3], 10)
     wide[..., ::2] = features
-    expected = _everything(features.requires_grad_(), params, "triton")
+    expected = peaks_and_gradients(features.requires_grad_(), params, "triton")
     for variant in (wide[..., ::2], features.detach().transpose(0, 1).contiguous().transpose(0, 1)):
-        actual = _everything(variant.requires_grad_(), params, "triton")
+        actual = peaks_and_gradients(variant.requires_grad_(), params, "triton")
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
     single = features.detach()[:1].expand(2, -1, -1, -1)
     copied = af.peak_response(single.contiguous(), with_own_statistics(params), impl="triton")
@@ -180,19 +123,66 @@ def test_nan_is_not_hidden(training):
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_the_dispersion_loss():
+def test_no_images():
     params, features = make_params(3, 16, 8, 2, torch.float32), make_features(3, 16, 2, 4, 4, torch.float32)
-    losses = [af.attention_dispersion(features, with_own_statistics(params), impl=i) for i in ("triton", "torch")]
-    assert relative_error(*losses) < 10 * torch.finfo(torch.float32).eps
     empty = af.peak_response(features[:0], params, training=False, impl="triton")
     assert empty.shape == (0, 3, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.usefixtures("on_cpu")
+def test_gradients_of_peaks_of_any_layout(dtype):
+    params, features = make_params(3, 16, 8, 2, torch.float32), make_features(3, 16, 2, 4, 3, dtype).requires_grad_()
+    peaks = af.peak_response(features, params, impl="triton")
+    wide = torch.randn(12, 3, 4)
+    grad = wide[..., ::2].permute(2, 1, 0)
+    expected, actual, flat = (
+        torch.autograd.grad(peaks, features, g, retain_graph=True)[0]
+        for g in (grad.contiguous(), grad, torch.ones(()).expand_as(peaks))
+    )
+    assert torch.equal(actual, expected)
+    assert torch.equal(flat, torch.autograd.grad(peaks, features, torch.ones_like(peaks))[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, None], ids=str)
+@pytest.mark.usefixtures("on_cpu")
+def test_running_statistics_of_any_type_follow(dtype):
+    params, features = make_params(2, 6, 4, 2, torch.float32), make_features(2, 6, 3, 3, 3, torch.float32)
+    if dtype is None:
+        af.peak_response(features, params._replace(running_mean=None, running_var=None), impl="triton")
+        return
+    running = {name: getattr(params, name).to(dtype) for name in ("running_mean", "running_var")}
+    ours, plain = (with_own_statistics(params._replace(**running)) for _ in range(2))
+    versions = ours.running_mean._version, ours.running_var._version
+    af.peak_response(features, ours, momentum=0.3, impl="triton")
+    af.peak_response(features, plain, momentum=0.3, impl="torch")
+    assert (ours.running_mean._version, ours.running_var._version) > versions
+    for name in running:
+        # Both round a float32 sum once: to float32 at least, to the type at most.
+        assert relative_error(getattr(ours, name), getattr(plain, name)) < max(torch.finfo(dtype).eps, 1e-6)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_atomics_change_the_order_of_sums_only(monkeypatch):
+    dtype = torch.float16
+    features, params = narrowed(*case((2, 140, 16, 2, 3, 14, 14), dtype, last=False), dtype)
+    assert config.choose(features, 16).splits > 2
+    expected = peaks_and_gradients(features, params, "triton")
+    monkeypatch.setattr(config, "_ATOMICS", True)
+    assert not config.atomics()
+    torch.use_deterministic_algorithms(False)
+    assert config.atomics()
+    actual = peaks_and_gradients(features, params, "triton")
+    for name in expected:
+        # Sums of a few float32 parts in another order; rounded R may then differ by one rounding here and there.
+        assert relative_error(actual[name], expected[name]) < 1e-6 + torch.finfo(dtype).eps / 10, name
 
 
 def _saved(features, params, training=True):
     """Arguments of the raw forward op and what it returns."""
     weight, projection = torch.randn(2, 4, 6), torch.randn(2, 6, 4)
-    stats = (None, None) if training else (params.running_mean, params.running_var)
-    args = (features, weight, projection, params.bn_weight, params.bn_bias, *stats, 1e-5)
+    stats = (params.running_mean, params.running_var)
+    args = (features, weight, projection, params.bn_weight, params.bn_bias, *stats, training, 0.1, 1e-5)
     return args, torch.ops.agmh_fast.triton_peak_response(*args)
 
 
@@ -208,6 +198,15 @@ def test_opcheck(training):
 
 
 @pytest.mark.usefixtures("on_cpu")
+def test_no_second_gradient():
+    params, features = make_params(2, 6, 4, 2, torch.float32), make_features(2, 6, 2, 3, 3, torch.float32)
+    peaks = af.peak_response(features.requires_grad_(), params, impl="triton")
+    (grad,) = torch.autograd.grad(peaks.square().sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.usefixtures("on_cpu")
 def test_compiles_whole_and_for_any_batch():
     assert compiled_gradient_error("triton") < 1e-5
 
@@ -220,8 +219,9 @@ def test_what_is_not_served_says_why():
     assert "CUDA device" in str(af.explain("attention_dispersion", features, params))
 
 
-# Bytes of shared memory that a block can have.
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+FORWARD = ["attend", "gram", "covariance", "statistics", "peak"]
+BACKWARD = ["channel_sums", "channel_gradients", "feedback_products", "slot_sums", "spread", "weight_gradient"]
+WITHOUT_DOTS = {"split_weight", "covariance", "largest_gradient"}
 
 
 def _launches(dtype, last=True, shape=(32, 6, 512, 14, 14), slots=128):
@@ -250,19 +250,36 @@ def _launches(dtype, last=True, shape=(32, 6, 512, 14, 14), slots=128):
     ],
     ids=str,
 )
-def test_machine_code(monkeypatch, tf32, capability, dtype, mode):
-    """Nothing spills, everything fits, and every kernel uses the tensor cores unless float32 is to be exact."""
-    torch.set_float32_matmul_precision(mode)
+def test_machine_code(monkeypatch, capability, dtype, mode):
+    """Nothing spills, everything fits, and every product is the tensor cores' unless float32 is to be exact."""
     monkeypatch.setattr(config, "capability", lambda device: capability)
-    launches = _launches(dtype)
-    names = ["attend", "gram", "peak", "channel_sums", "slot_sums", "spread", "weight_gradient"]
-    assert [launch.name for launch in launches] == names
+    with matmul_precision(mode):
+        launches = _launches(dtype)
+    halves = [] if dtype == torch.float32 else ["split_weight"]
+    assert [launch.name for launch in launches] == [*halves, *FORWARD, *BACKWARD]
     with ThreadPoolExecutor(2) as pool:
         codes = list(pool.map(lambda launch: compile_launch(launch, capability), launches))
     for launch, code in zip(launches, codes, strict=True):
         assert code.spills == 0, launch.name
-        assert code.shared <= SHARED[capability], launch.name
-        assert (code.matrix_products > 0) == (mode == "high"), launch.name
+        assert code.shared <= SHARED_MEMORY[capability], launch.name
+        assert (code.matrix_products > 0) == (mode == "high" and launch.name not in WITHOUT_DOTS), launch.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_launches(dtype):
+    """From W_z and P on: no torch op but the sum of weight_gradient's parts and b₁'s zeros."""
+    features = torch.empty(32, 6 * 512, 14, 14, dtype=dtype, device="meta", requires_grad=True)
+    sizes = (6, 128, 512), (6, 512, 128), (6, 512), (6, 512), (6, 512)
+    params = [torch.empty(size, device="meta", requires_grad=True) for size in sizes]
+    running = torch.empty(6, 512, device="meta"), torch.empty(6, 512, device="meta")
+    with counting() as launches:
+        peaks = peak_response_triton.peaks(features, (*params, *running), True, 0.1, 1e-5)
+        assert launches.names == ["split_weight"] * (dtype != torch.float32) + FORWARD
+        grad = torch.empty_like(peaks)
+        launches.clear()
+        torch.autograd.grad(peaks, [features, *params], grad)
+        largest = ["largest_gradient"] * (dtype == torch.float16)
+        assert launches.names == [*largest, *BACKWARD, "sum", "zeros_like"]
 
 
 def test_another_batch_size_compiles_nothing_new():
@@ -277,26 +294,16 @@ def test_another_batch_size_compiles_nothing_new():
         assert launches[0].options == launches[1].options
 
 
-def _on_gpu(dtype, last, batch=8):
-    d, c, k, h, height, width = 6, 512, 128, 4, 14, 14
-    features = make_features(d, c, batch, height, width).to(dtype).cuda()
-    if last:
-        features = features.contiguous(memory_format=torch.channels_last)
-    params = make_params(d, c, k, h, torch.float32)
-    moved = [t.detach().cuda() for t in params]
-    return features.requires_grad_(), type(params)(*(t.requires_grad_() for t in moved[:8]), *moved[8:])
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_gpu_agrees_with_the_reference(dtype, last):
-    features, params = _on_gpu(dtype, last)
-    exact = _everything(features.detach().double().requires_grad_(), _double(params), "reference")
-    ours, plain = _everything(features, params, "triton"), _everything(features, params, "torch")
+    features, params = on_gpu(dtype, last)
+    exact = peaks_and_gradients(*doubled(features, params), "reference")
+    ours, plain = peaks_and_gradients(features, params, "triton"), peaks_and_gradients(features, params, "torch")
     if dtype != torch.float32:
         with torch.autocast("cuda", dtype=dtype):
-            plain = _everything(features, params, "reference")
+            plain = peaks_and_gradients(features, params, "reference")
     for name, expected in exact.items():
         if name == "conv_bias":
             continue
@@ -304,29 +311,24 @@ def test_gpu_agrees_with_the_reference(dtype, last):
         assert a <= 2 * e + 10 * torch.finfo(dtype).eps, f"{name}: {a:.1e}, plain PyTorch {e:.1e}"
 
 
-def _double(params):
-    doubled = [t.detach().double() for t in params]
-    return type(params)(*(t.requires_grad_() for t in doubled[:8]), *doubled[8:])
-
-
 @pytest.mark.gpu
 def test_gpu_runs_are_equal_bit_by_bit():
-    features, params = _on_gpu(torch.bfloat16, True)
-    first, second = (_everything(features, params, "triton") for _ in range(2))
+    features, params = on_gpu(torch.bfloat16, True)
+    first, second = (peaks_and_gradients(features, params, "triton") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.gpu
 def test_gpu_auto_takes_the_kernels():
-    features, params = _on_gpu(torch.bfloat16, True)
+    features, params = on_gpu(torch.bfloat16, True)
     assert af.explain("peak_response", features, params).chosen == "triton"
     assert af.explain("attention_dispersion", features, params).chosen == "triton"
-    assert af.explain("peak_response", features.double(), _double(params)).chosen == "torch"
+    assert af.explain("peak_response", *doubled(features, params)).chosen == "torch"
 
 
 @pytest.mark.gpu
 def test_gpu_graph_replays():
-    features, params = _on_gpu(torch.bfloat16, True)
+    features, params = on_gpu(torch.bfloat16, True)
     params = params._replace(running_mean=None, running_var=None)
     inputs = [features, *params[:8]]
 
@@ -349,7 +351,7 @@ def test_gpu_graph_replays():
 
 @pytest.mark.gpu
 def test_gpu_memory_does_not_grow():
-    features, params = _on_gpu(torch.bfloat16, True)
+    features, params = on_gpu(torch.bfloat16, True)
     used = []
     for _ in range(20):
         af.attention_dispersion(features, params, impl="triton").backward()

@@ -45,6 +45,34 @@ def _product(left, right, out, N: tl.constexpr, PRECISION: tl.constexpr):
     tl.store(out + at, (x + tl.max(x, 1)[:, None]).to(out.dtype.element_ty))
 
 
+@triton.jit
+def _add_to_one_place(source, target, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.atomic_add(target, tl.sum(tl.load(source + i), 0), sem="relaxed")
+
+
+@triton.jit
+def _add_and_touch(target, other, STORE: tl.constexpr):
+    tl.atomic_add(target, 1.0, sem="acq_rel")
+    if STORE:
+        tl.store(target, 0.0)
+    else:
+        tl.store(other + tl.program_id(0), tl.load(target))
+
+
+@triton.jit
+def _ordered_sum(
+    source, parts, ticket, target, BLOCK: tl.constexpr, SEM: tl.constexpr, BARRIER: tl.constexpr, LAST: tl.constexpr
+):
+    program = tl.program_id(0)
+    i = tl.arange(0, BLOCK)
+    tl.store(parts + program, tl.sum(tl.load(source + program * BLOCK + i), 0))
+    if BARRIER:
+        tl.debug_barrier()
+    if tl.atomic_add(ticket, 1, sem=SEM) == LAST:
+        tl.store(target, tl.sum(tl.load(parts + i, mask=i < tl.num_programs(0), other=0.0), 0))
+
+
 def test_a_right_kernel_passes():
     source, target = torch.randn(100), torch.empty(100)
     with interpreting():
@@ -72,6 +100,42 @@ def test_programs_that_write_to_one_place_are_caught():
 def test_a_program_that_overwrites_what_another_reads_is_caught():
     with interpreting(), pytest.raises(InterpreterError, match="another"):
         _shift_in_place[(2,)](torch.zeros(65), BLOCK=32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32], ids=str)
+def test_programs_may_add_to_one_place(dtype):
+    source, target = torch.arange(64).to(dtype), torch.zeros(1, dtype=dtype)
+    with interpreting():
+        _add_to_one_place[(2,)](source, target, BLOCK=32)
+    assert target.item() == 64 * 63 / 2
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_touching_what_another_adds_to_is_caught(store):
+    with interpreting(), pytest.raises(InterpreterError, match="another"):
+        _add_and_touch[(2,)](torch.zeros(1), torch.zeros(2), STORE=store)
+
+
+def _sum_by_the_last(semantic="acq_rel", barrier=True, last=3):
+    source, parts, target = torch.arange(64.0), torch.empty(4), torch.zeros(1)
+    ticket = torch.zeros(1, dtype=torch.int32)
+    with interpreting():
+        _ordered_sum[(4,)](source, parts, ticket, target, BLOCK=16, SEM=semantic, BARRIER=barrier, LAST=last)
+    return target.item()
+
+
+def test_the_last_program_may_sum_what_the_others_stored():
+    assert _sum_by_the_last() == 64 * 63 / 2
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{"semantic": "relaxed"}, {"semantic": "acquire"}, {"semantic": "release"}, {"barrier": False}, {"last": 2}],
+    ids=str,
+)
+def test_a_sum_over_what_is_not_published_is_caught(mistake):
+    with pytest.raises(InterpreterError, match="another"):
+        _sum_by_the_last(**mistake)
 
 
 def test_a_product_too_small_for_a_tensor_core_is_caught():

@@ -7,6 +7,10 @@ Triton's own interpreter reads bfloat16 as raw integers, leaves tf32 unrounded, 
 tensor core, and notices neither an address outside every tensor nor programs that race. Here bfloat16 and tf32 round as
 the hardware does, and `KernelMemoryError` names the program, the access and the address. Outside the context kernels
 compile as usual, so that one process can do both.
+
+Programs may meet at atomic adds: these race with plain loads and stores of other programs only. An atomic that releases
+publishes what its program stored before its last barrier; one that acquires at the same place lets its program load
+what was published there: how a last program may sum up what the others stored.
 """
 
 from __future__ import annotations
@@ -38,21 +42,23 @@ class KernelMemoryError(Exception):
 
 @dataclass
 class _Region:
-    """The memory of one tensor argument, and which program last wrote and read each of its elements."""
+    """The memory of one tensor argument, and which program last wrote (and when), read and added to each element."""
 
     start: int
     end: int
     itemsize: int
     writer: np.ndarray
+    written: np.ndarray
     reader: np.ndarray
+    adder: np.ndarray
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Region:
         count = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         count = count if tensor.numel() else 0
         start, itemsize = tensor.data_ptr(), tensor.element_size()
-        writer, reader = (np.full(count, _NOBODY, np.int32) for _ in range(2))
-        return cls(start, start + count * itemsize, itemsize, writer, reader)
+        writer, reader, adder = (np.full(count, _NOBODY, np.int32) for _ in range(3))
+        return cls(start, start + count * itemsize, itemsize, writer, np.zeros(count, np.int64), reader, adder)
 
 
 def _is_bfloat16(handle: Handle) -> bool:
@@ -77,13 +83,64 @@ def _tf32(values: np.ndarray) -> np.ndarray:
     return ((np.ascontiguousarray(values).view(np.uint32) + 0x1000) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
+class _Order:
+    """What each program of a launch can know of the others' stores, by the rules of releasing and acquiring atomics.
+
+    Programs run one after another; time counts their stores. A program sees another's stores up to a time.
+    """
+
+    def __init__(self, programs: int) -> None:
+        self.now = 0
+        self._programs = programs
+        self._barrier: dict[int, int] = {}
+        self._seen: dict[int, np.ndarray] = {}
+        self._published: dict[int, np.ndarray] = {}
+
+    def barrier(self, program: int) -> None:
+        """What the program stored so far goes with its next release."""
+        self._barrier[program] = self.now
+
+    def release(self, program: int, place: int) -> None:
+        """Publish at an address what the program sees of others, and its own stores up to its last barrier."""
+        known = self._seen.get(program, np.zeros(self._programs, np.int64)).copy()
+        known[program] = self._barrier.get(program, 0)
+        self._published[place] = np.maximum(known, self._published.get(place, 0))
+
+    def acquire(self, program: int, place: int) -> None:
+        """See what was published at an address."""
+        if place in self._published:
+            self._seen[program] = np.maximum(self._published[place], self._seen.get(program, 0))
+
+    def hidden(self, program: int, writer: np.ndarray, written: np.ndarray) -> bool:
+        """Whether any of these elements was stored by another program and not published to this one."""
+        other = (writer != _NOBODY) & (writer != program)
+        if program in self._seen:
+            other &= written > self._seen[program][np.maximum(writer, 0)]
+        return bool(other.any())
+
+
+def _others(programs: np.ndarray, me: int) -> bool:
+    """Whether any of these elements was touched by a program that is not `me`."""
+    return bool(((programs != _NOBODY) & (programs != me)).any())
+
+
+def _joined(programs: np.ndarray, me: int) -> np.ndarray:
+    """Who touched each element, now that `me` has too."""
+    return np.where((programs == _NOBODY) | (programs == me), me, _SEVERAL)
+
+
 class _Builder(interpreter.InterpreterBuilder):
     """The interpreter's operations with the arithmetic mended and every access checked."""
 
     def __init__(self) -> None:
         super().__init__()
         self.regions: list[_Region] = []
+        self.order = _Order(0)
         self.codegen_fns["min_dot_size"] = lambda left, right: (16, 16, 16)
+
+    def set_grid_dim(self, nx, ny, nz):
+        super().set_grid_dim(nx, ny, nz)
+        self.order = _Order(nx * ny * nz)
 
     def _in_float32(self, operation: Any, operands: tuple[Handle, ...]) -> Handle:
         if not any(map(_is_bfloat16, operands)):
@@ -126,7 +183,8 @@ class _Builder(interpreter.InterpreterBuilder):
         """The argument that a block of pointers lies in and the elements it names, or None if all are masked."""
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         shape = np.broadcast_shapes(pointers.data.shape, mask.shape)
-        addresses = np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask, shape)]
+        # The interpreter computes some masks as int32, which would index instead.
+        addresses = np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask, shape).astype(bool)]
         if not addresses.size:
             return None
         low, high = int(addresses.min()), int(addresses.max()) + size
@@ -142,24 +200,56 @@ class _Builder(interpreter.InterpreterBuilder):
     def create_masked_load(self, ptrs, mask, other, *options):
         if (touched := self._touch(ptrs, mask.data, "load")) is not None:
             region, elements = touched
-            me, writer, reader = self._program(), region.writer[elements], region.reader[elements]
-            if ((writer != _NOBODY) & (writer != me)).any():
+            me = self._program()
+            if self.order.hidden(me, region.writer[elements], region.written[elements]):
                 raise KernelMemoryError(f"program {self.grid_idx} loads what another program of the launch stores")
-            region.reader[elements] = np.where((reader == _NOBODY) | (reader == me), me, _SEVERAL)
+            if _others(region.adder[elements], me):
+                raise KernelMemoryError(f"program {self.grid_idx} loads what another program of the launch adds to")
+            region.reader[elements] = _joined(region.reader[elements], me)
         return super().create_masked_load(ptrs, mask, other, *options)
 
     def create_masked_store(self, ptrs, value, mask, *options):
         if (touched := self._touch(ptrs, mask.data, "store")) is not None:
             region, elements = touched
             me = self._program()
-            for name, owner in (("stores", region.writer[elements]), ("loads", region.reader[elements])):
-                if ((owner != _NOBODY) & (owner != me)).any():
-                    raise KernelMemoryError(f"program {self.grid_idx} stores what another of the launch {name}")
-            region.writer[elements] = me
+            self._refuse_plain(region, elements, "stores")
+            if _others(region.adder[elements], me):
+                raise KernelMemoryError(f"program {self.grid_idx} stores what another of the launch adds to")
+            self.order.now += 1
+            region.writer[elements], region.written[elements] = me, self.order.now
         return super().create_masked_store(ptrs, value, mask, *options)
 
+    def _refuse_plain(self, region: _Region, elements: np.ndarray, what: str) -> None:
+        """Raise if another program loads these elements, or stores them unpublished."""
+        me = self._program()
+        stored = self.order.hidden(me, region.writer[elements], region.written[elements])
+        if stored or _others(region.reader[elements], me):
+            other = "stores" if stored else "loads"
+            raise KernelMemoryError(f"program {self.grid_idx} {what} what another of the launch {other}")
+
+    def create_barrier(self):
+        self.order.barrier(self._program())
+
     def create_atomic_rmw(self, rmwOp, ptr, val, mask, sem, scope):
-        raise NotImplementedError("atomics are not checked here: the kernels are deterministic and have none")
+        if rmwOp not in (interpreter._ir.ATOMIC_OP.ADD, interpreter._ir.ATOMIC_OP.FADD) or _is_bfloat16(val):
+            raise NotImplementedError("of atomics only integer, float32 and float16 adds are checked here")
+        touched = self._touch(ptr, mask.data, "atomic add")
+        if touched is None:
+            return super().create_atomic_rmw(rmwOp, ptr, val, mask, sem, scope)
+        region, elements = touched
+        semantic, me = interpreter._ir.MEM_SEMANTIC, self._program()
+        places = [region.start + int(element) * region.itemsize for element in np.unique(elements)]
+        for place in places:
+            if sem in (semantic.ACQUIRE, semantic.ACQUIRE_RELEASE):
+                self.order.acquire(me, place)
+            if sem in (semantic.RELEASE, semantic.ACQUIRE_RELEASE):
+                self.order.release(me, place)
+        self._refuse_plain(region, elements, "adds to")
+        region.adder[elements] = _joined(region.adder[elements], me)
+        return super().create_atomic_rmw(rmwOp, ptr, val, mask, sem, scope)
+
+    def create_atomic_cas(self, ptr, cmp, val, sem, scope):
+        raise NotImplementedError("compare and swap is not checked here: the kernels have none")
 
 
 class _Reductions(interpreter.ReduceOps):

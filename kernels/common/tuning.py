@@ -1,0 +1,133 @@
+"""Opt-in measuring of tuning data: which of a few configurations is fastest on the GPU at hand.
+
+Off unless the environment has AGMH_FAST_AUTOTUNE=1, or =print, which also prints what was chosen as the dataclass
+literal that config.py could hold. A launcher asks after its heuristic, and gives itself, called the same way, as what
+is to be timed:
+
+    tuning = config.choose(features, slots)
+    tuning = fastest("peak_response.forward", shape, features, tuning, config.alternatives, lambda: forward(features))
+
+That inner call asks too, and is given the configuration being timed. The launcher must write nothing but new tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Config = TypeVar("Config", bound=Any)
+Run = Callable[[], object]
+
+# Read once, as every other switch of the environment.
+MODE = os.environ.get("AGMH_FAST_AUTOTUNE") or "0"
+
+_chosen: dict[Hashable, Any] = {}
+_trial = threading.local()
+_lock = threading.RLock()
+
+
+def variants(part: Config, **fields: Iterable[Any]) -> list[Config]:
+    """Copies of a frozen dataclass that differ from it in one field each, e.g. `variants(tile, warps=(4, 8))`."""
+    return [
+        dataclasses.replace(part, **{name: value})
+        for name, values in fields.items()
+        for value in values
+        if value != getattr(part, name)
+    ]
+
+
+def milliseconds(run: Run) -> float:
+    """Time of `run` on the current GPU without the host's share: the median over replays of a CUDA graph of it."""
+    from triton.testing import do_bench_cudagraph
+
+    torch.cuda.synchronize()
+    return do_bench_cudagraph(run, rep=5, return_mode="median")
+
+
+def fastest(
+    kernel: str,
+    shape: Hashable,
+    tensor: Tensor,
+    default: Config,
+    alternatives: Callable[[Config], Mapping[str, Iterable[Any]]],
+    run: Run,
+    timer: Callable[[Run], float] = milliseconds,
+) -> Config:
+    """`default`, or with AGMH_FAST_AUTOTUNE the fastest found by replacing its fields one after the other.
+
+    shape: what a choice holds for beside the default, the tensor's device and dtype. alternatives: field -> other
+    values, asked once a choice. A configuration that does not compile or fit is passed over. Nothing is measured while
+    a CUDA graph is captured, in the interpreter, or under `torch.use_deterministic_algorithms(True)`, where two
+    processes must not choose differently.
+    """
+    if MODE == "0":
+        return default
+    key = (kernel, shape, tensor.device, tensor.dtype, default)
+    trials = _trial.__dict__
+    if key in trials:
+        return trials[key]
+    if key not in _chosen:
+        if not _measurable(tensor):
+            return default
+        with _lock, torch.no_grad(), torch.cuda.device_of(tensor):
+            if key not in _chosen:
+                _chosen[key] = _search(key, default, alternatives(default), run, timer)
+    return _chosen[key]
+
+
+def _measurable(tensor: Tensor) -> bool:
+    """Whether kernels launched now run on a GPU, may be repeated, and may differ from process to process."""
+    return (
+        tensor.device.type == "cuda"
+        and os.environ.get("TRITON_INTERPRET", "0") != "1"
+        and not torch.are_deterministic_algorithms_enabled()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _search(
+    key: tuple[Any, ...],
+    default: Config,
+    alternatives: Mapping[str, Iterable[Any]],
+    run: Run,
+    timer: Callable[[Run], float],
+) -> Config:
+    """The default improved field by field; a field's best value stands while the next is tried."""
+    best, time = default, _timed(key, default, run, timer)
+    first = time
+    for field, values in alternatives.items():
+        for candidate in [dataclasses.replace(best, **{field: value}) for value in values]:
+            if candidate != best and (taken := _attempt(key, candidate, run, timer)) < time:
+                best = candidate
+    if MODE == "print":
+        kernel, shape, device, dtype, _ = key
+        where = f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else device}, {dtype}, {shape}"
+        print(f"{kernel} on {where}: {best!r}  # {time:.4f} ms, heuristic {first:.4f} ms", file=sys.stderr)
+    return best
+
+
+def _timed(key: Hashable, candidate: Any, run: Run, timer: Callable[[Run], float]) -> float:
+    """Time of `run` with `candidate` in the place of the heuristic's choice."""
+    _trial.__dict__[key] = candidate
+    try:
+        return timer(run)
+    finally:
+        del _trial.__dict__[key]
+
+
+def _attempt(key: Hashable, candidate: Any, run: Run, timer: Callable[[Run], float]) -> float:
+    """As `_timed`, infinite where Triton cannot compile the candidate or the GPU has not the room for it."""
+    from triton.errors import TritonError
+
+    try:
+        return _timed(key, candidate, run, timer)
+    except TritonError:
+        return math.inf

@@ -1,0 +1,174 @@
+"""Measuring tuning data: what is tried, what is kept, and when nothing is measured. A dictionary stands in for time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from agmh_fast.kernels.common import tuning
+from agmh_fast.kernels.common.tuning import fastest, variants
+from agmh_fast.kernels.peak_response import config
+from triton.runtime.errors import OutOfResources
+
+
+@dataclass(frozen=True)
+class Tile:
+    rows: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Config:
+    splits: int
+    tile: Tile
+
+
+DEFAULT = Config(4, Tile(64, 8))
+
+
+def alternatives(default):
+    return {"tile": variants(default.tile, rows=(32, 64, 128), warps=(4,)), "splits": (4, 8, 400)}
+
+
+class Launcher:
+    """Asks for its configuration as launchers do; `seconds` of a configuration replace the time it takes."""
+
+    def __init__(self, seconds, shape=(196, 128)):
+        self.seconds, self.shape, self.tried = seconds, shape, []
+        self.tensor = torch.empty(2)
+
+    def __call__(self, default=DEFAULT):
+        return fastest("kernel", self.shape, self.tensor, default, alternatives, self, self.timer)
+
+    def timer(self, run):
+        self.tried.append(run())
+        seconds = self.seconds(self.tried[-1])
+        if seconds is None:
+            raise OutOfResources(300, 227, "shared memory")
+        return seconds
+
+
+@pytest.fixture
+def measuring(monkeypatch):
+    monkeypatch.setattr(tuning, "MODE", "1")
+    monkeypatch.setattr(tuning, "_measurable", lambda tensor: True)
+    monkeypatch.setattr(tuning, "_chosen", {})
+
+
+@pytest.mark.usefixtures("measuring")
+def test_fields_are_improved_one_after_the_other():
+    launcher = Launcher(lambda c: abs(c.tile.rows - 128) + c.tile.warps + abs(c.splits - 8))
+    assert launcher() == Config(8, Tile(128, 8))
+    # The default first, tiles around the default's, then splits with the best tile; the default's own value not again.
+    assert launcher.tried == [
+        DEFAULT,
+        Config(4, Tile(32, 8)),
+        Config(4, Tile(128, 8)),
+        Config(4, Tile(64, 4)),
+        Config(8, Tile(128, 8)),
+        Config(400, Tile(128, 8)),
+    ]
+
+
+@pytest.mark.usefixtures("measuring")
+def test_a_choice_is_kept_for_its_shape_dtype_and_default():
+    launcher = Launcher(lambda c: c.tile.rows)
+    first, count = launcher(), len(launcher.tried)
+    assert launcher() == first
+    assert len(launcher.tried) == count
+    for change in ("shape", "dtype", "default"):
+        other = Launcher(lambda c: c.tile.rows, (49, 128) if change == "shape" else launcher.shape)
+        other.tensor = launcher.tensor.half() if change == "dtype" else launcher.tensor
+        other(Config(2, DEFAULT.tile) if change == "default" else DEFAULT)
+        assert other.tried, change
+
+
+@pytest.mark.usefixtures("measuring")
+def test_what_does_not_fit_is_passed_over():
+    assert Launcher(lambda c: None if c.tile.rows == 32 else c.tile.rows + c.splits)() == DEFAULT
+    with pytest.raises(OutOfResources):
+        Launcher(lambda c: None, "the heuristic's own choice must fit")()
+
+
+@pytest.mark.usefixtures("measuring")
+def test_an_error_is_no_slow_configuration_and_leaves_nothing_behind():
+    def seconds(candidate):
+        if candidate.splits == 400:
+            raise RuntimeError("an illegal memory access was encountered")
+        return 1.0
+
+    launcher = Launcher(seconds)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        launcher()
+    launcher.seconds = lambda c: -c.splits
+    assert launcher().splits == 400
+
+
+@pytest.mark.usefixtures("measuring")
+def test_what_is_printed_is_a_literal(monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "MODE", "print")
+    best = Launcher(lambda c: c.tile.rows)()
+    literal = capsys.readouterr().err.split(": ", 1)[1]
+    assert eval(literal, {"Config": Config, "Tile": Tile}) == best == Config(4, Tile(32, 8))
+
+
+def test_without_the_switch_the_heuristic_stands():
+    launcher = Launcher(lambda c: c.tile.rows)
+    assert tuning.MODE == "0"
+    assert launcher() is DEFAULT
+    assert not launcher.tried
+
+
+def test_on_cpu_tensors_the_heuristic_stands(monkeypatch):
+    monkeypatch.setattr(tuning, "MODE", "1")
+    launcher = Launcher(lambda c: c.tile.rows)
+    assert launcher() is DEFAULT
+    assert not launcher.tried
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (torch.cuda, "is_current_stream_capturing", lambda: True),
+        (torch, "are_deterministic_algorithms_enabled", lambda: True),
+        (tuning.os, "environ", {"TRITON_INTERPRET": "1"}),
+    ],
+    ids=["capturing", "deterministic", "interpreter"],
+)
+def test_when_it_is_not_measured(monkeypatch, owner, name, value):
+    class OnGPU:
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    assert tuning._measurable(OnGPU())
+    monkeypatch.setattr(owner, name, value)
+    assert not tuning._measurable(OnGPU())
+
+
+def test_the_switch_is_read_from_the_environment():
+    command = "from agmh_fast.kernels.common import tuning; print(tuning.MODE)"
+    for given, mode in (("", "0"), ("1", "1"), ("print", "print")):
+        environment = {**tuning.os.environ, "AGMH_FAST_AUTOTUNE": given}
+        run = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+        assert run.stdout.strip() == mode, run.stderr
+
+
+@pytest.mark.gpu
+def test_gpu_measures_a_kernel(monkeypatch):
+    monkeypatch.setattr(tuning, "MODE", "1")
+    monkeypatch.setattr(tuning, "_chosen", {})
+    torch.use_deterministic_algorithms(False)
+    features = torch.randn(8, 64, 7, 7, device="cuda", dtype=torch.bfloat16)
+    tile = config.choose(features, 16).attend
+
+    def run():
+        chosen = fastest("tiles", (7,), features, tile, lambda t: {"warps": (4, 8)}, run)
+        return features.sum() * chosen.warps
+
+    run()
+    (chosen,) = tuning._chosen.values()
+    assert chosen.warps in (tile.warps, 4, 8)
