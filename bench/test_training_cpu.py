@@ -37,7 +37,7 @@ def test_attention_dispersion(race, path):
     # Both in float32, with sums of some 10⁵ terms in different orders.
     for a, b in zip(ours(), baseline(), strict=True):
         assert (a - b).norm() <= 1e-3 * b.norm()
-    race(ours, baseline, target=3)
+    race(ours, baseline, target=5)
 
 
 @pytest.mark.benchmark(group="pairwise loss and backward, L=48, batch 32, N=75750")

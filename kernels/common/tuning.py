@@ -106,7 +106,7 @@ def _search(
     for field, values in alternatives.items():
         for candidate in [dataclasses.replace(best, **{field: value}) for value in values]:
             if candidate != best and (taken := _attempt(key, candidate, run, timer)) < time:
-                best = candidate
+                best, time = candidate, taken
     if MODE == "print":
         kernel, shape, device, dtype, _ = key
         where = f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else device}, {dtype}, {shape}"

@@ -22,7 +22,7 @@ from agmh_fast import AGMH, pack_codes
 from agmh_fast.errors import InputError
 from agmh_fast.ops import descriptor
 
-HALF = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPS = torch.ops.agmh_fast
 
 
@@ -60,12 +60,13 @@ def _compare(inputs, dtype, last, training=True, uses=("features", "pooled"), wi
         assert name != "pooled" or dtype == torch.float32 or a < 1e-5
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("index", range(len(SHAPES)), ids=lambda index: str(SHAPES[index]))
 @pytest.mark.usefixtures("on_cpu")
-def test_forward_and_every_gradient(shape, dtype):
-    last = (SHAPES.index(shape) + HALF.index(dtype)) % 2 == 0
-    _compare(norm_inputs(*shape), dtype, last)
+def test_forward_and_every_gradient(index):
+    """float32 in one memory format and a narrower type in the other, by turns."""
+    inputs, last = norm_inputs(*SHAPES[index]), index % 2 == 0
+    _compare(inputs, torch.float32, last)
+    _compare(inputs, (torch.bfloat16, torch.float16)[index % 3 == 0], not last)
 
 
 @pytest.mark.parametrize("uses", [("features",), ("pooled",)], ids=str)
@@ -164,17 +165,17 @@ ENCODE_SHAPES = [
     (2, 64, 14, 14, 40, 48),
     (2, 33, 16, 8, 17, 8),
     (150, 5, 1, 1, 9, 1),
-    (33, 20, 2, 2, 600, 17),
+    (33, 20, 2, 2, 520, 3),
     (1, 130, 15, 13, 20, 9),
 ]
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", ENCODE_SHAPES, ids=str)
 @pytest.mark.usefixtures("on_cpu")
 def test_codes_and_logits(shape, dtype):
     args = narrowed(encode_inputs(*shape), dtype)
-    args = (in_layout(args[0], (ENCODE_SHAPES.index(shape) + HALF.index(dtype)) % 2 == 0), *args[1:])
+    args = (in_layout(args[0], (ENCODE_SHAPES.index(shape) + (dtype == torch.bfloat16)) % 2 == 0), *args[1:])
     exact = af.encode_descriptors(*widened(args), impl="reference")[1]
     codes, logits = af.encode_descriptors(*args, impl="triton")
     plain = af.encode_descriptors(*args, impl="torch")[1]
@@ -321,7 +322,6 @@ NAMES = ["statistics", "combine", "normalize", "gradient_sums", "input_gradient"
         (100, torch.bfloat16, "high", True, 14),
         (90, torch.bfloat16, "high", False, 14),
         (80, torch.bfloat16, "high", False, 7),
-        (100, torch.float32, "high", True, 14),
         (90, torch.float32, "highest", True, 14),
     ],
     ids=str,
@@ -333,6 +333,9 @@ def test_machine_code(monkeypatch, keep_precision, capability, dtype, mode, last
     monkeypatch.setattr(config, "capability", lambda device: capability)
     launches = _launches(dtype, last, size=size)
     assert [launch.name for launch in launches] == NAMES
+    if not last:
+        # These two see no features: they are what they are for channels_last.
+        launches = [launch for launch in launches if launch.name not in ("combine", "hash_codes")]
     with ThreadPoolExecutor(2) as pool:
         codes = list(pool.map(lambda launch: compile_launch(launch, capability), launches))
     for launch, code in zip(launches, codes, strict=True):
@@ -372,7 +375,7 @@ def _on_gpu(dtype, last, batch=32):
 @pytest.mark.gpu
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gpu_agrees_with_the_reference(dtype, last, training):
     inputs = _on_gpu(dtype, last)
     exact = normalised((inputs[0].double(), *inputs[1:]), "reference", torch.float64, training)
@@ -389,7 +392,7 @@ def _encode_on_gpu(dtype, last, batch=32, size=14):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("last", "size"), [(True, 14), (False, 14), (False, 7)])
-@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gpu_encodes_as_the_reference(dtype, last, size):
     args = _encode_on_gpu(dtype, last, size=size)
     exact = af.encode_descriptors(*widened(args), impl="reference")[1]
