@@ -58,5 +58,7 @@ def choose_encode(x: Tensor) -> EncodeConfig:
         return EncodeConfig(mode, 128, 64, 16, 8, 3)
     if 90 <= cc < 100:
         return EncodeConfig(mode, 128, 256, wide, 8, 3)
+    if 100 <= cc < 120:
+        return EncodeConfig(mode, 128, 128, wide, 16, 4)
     # GPUs from 120 on have the shared memory of the smaller ones before 90.
-    return EncodeConfig(mode, 128, 128, wide, 8, 4 if 100 <= cc < 120 else 3)
+    return EncodeConfig(mode, 128, 128, wide, 8, 3)

@@ -105,6 +105,6 @@ def choose(features: Tensor, slots: int) -> Config:
         channel_gradients=Tile(0, 16, 8, 2),
         feedback=Tile(16, 32 if strict else 64, 4 if strict else 8, 3),
         slot_sums=Tile(64 if half else 32, 0, 8, 2),
-        spread=Tile(128 if half and cc >= 90 else 32 if strict else 64, wide, 8, 2 if strict else stages),
+        spread=Tile(32 if strict else 64, wide, 8, 2 if strict else stages),
         weight_gradient=Tile(64 if half else 32, 128, 8, 3),
     )
