@@ -121,18 +121,16 @@ def _logit_gradient(
     h = tl.load(attention + row[:, None] * K + k[None, :], mask=mask, other=0.0)
     g = tl.load(grad + row, mask=live, other=0.0).to(tl.float32)
     c = tl.load(channel + row, mask=live, other=0).to(tl.int32)
-    back = tl.zeros(mask.shape, tl.float32)
+    da = tl.load(projection + (d * C + c[:, None]) * K + k[None, :], mask=mask, other=0.0).to(tl.float32) * g[:, None]
     if feedback is not None:
-        back += tl.load(offset + d * K + k, mask=slot, other=0.0)[None, :]
+        back = tl.zeros(da.shape, tl.float32) + tl.load(offset + d * K + k, mask=slot, other=0.0)[None, :]
         for i in range(0, K, BLOCK_J):
             j = i + tl.arange(0, BLOCK_J)
             part = tl.load(attention + row[:, None] * K + j[None, :], mask=live[:, None] & (j < K)[None, :], other=0.0)
             known = (j < K)[:, None] & slot[None, :]
             R = tl.load(feedback + (d * K + j[:, None]) * K + k[None, :], mask=known, other=0.0)
             back = tl.dot(part, R, back, input_precision=PRECISION)
-    # After the product: both at once would take more registers than there are.
-    da = tl.load(projection + (d * C + c[:, None]) * K + k[None, :], mask=mask, other=0.0).to(tl.float32) * g[:, None]
-    da -= back
+        da -= back
     a = tl.where(mask, h.to(tl.float32) + 1 / K, 0.0)
     return a, a * (da - tl.sum(a * da, 1)[:, None]), g, c
 

@@ -70,7 +70,9 @@ def _attend(cc: int, dtype: torch.dtype, mode: str, n: int, slots: int) -> Tile:
         return Tile(padded(n), 32, 4, 2)
     if cc >= 100:
         return Tile(padded(n), 32 if dtype == torch.float16 else 16, 16, 2)
-    return Tile(padded(n), 32, 8, 2 if cc < 90 else 3)
+    if cc < 90:
+        return Tile(padded(n), 32 if dtype != torch.float32 else 16, 8, 2)
+    return Tile(padded(n), 32, 8, 3)
 
 
 def _splits(features: Tensor) -> int:
@@ -100,11 +102,11 @@ def choose(features: Tensor, slots: int) -> Config:
         attend=_attend(cc, dtype, mode, n, k),
         gram=Tile(64 if half else 32, 0, 8, 2),
         statistics=Tile(0, 32, 4, 2),
-        peak=Tile(128, wide, 8, stages),
+        peak=Tile(64, 16, 8, 2) if strict and cc >= 100 else Tile(128, wide, 8, stages),
         channel_sums=Tile(16 if strict else 64, 32 if strict else 128 if half else 64, 8, stages),
         channel_gradients=Tile(0, 16, 8, 2),
         feedback=Tile(16, 32 if strict else 64, 4 if strict else 8, 3),
         slot_sums=Tile(64 if half else 32, 0, 8, 2),
-        spread=Tile(32 if strict else 64, wide, 8, 2 if strict else stages),
+        spread=Tile(128 if half and cc >= 100 else 32 if strict else 64, wide, 8, 2 if strict else stages),
         weight_gradient=Tile(64 if half else 32, 128, 8, 3),
     )
