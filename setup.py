@@ -154,7 +154,7 @@ def extensions() -> list[Extension]:
         stop("pybind11 is needed to build: pip install pybind11")
     engine = relative("csrc/hamming/*.cpp")
     # What is listed here also goes into source distributions, whether or not CUDA is built.
-    headers = [*relative("csrc/*/*.h"), *relative("csrc/hamming/*.cu")]
+    headers = [*relative("csrc/**/*.h"), *relative("csrc/hamming/*.cu")]
     cxx = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", *WARNINGS]
     if TOOLKIT is not None:
         cxx.append("-DAGMH_FAST_CUDA")

@@ -1,22 +1,15 @@
 // Peak response on a CPU as torch ops on the libtorch stable ABI. agmh_fast/ops/peak_response_cpu.py calls them; here
 // only what keeps memory safe is checked, since the ops can be called by anyone.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-parameter"
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#pragma GCC diagnostic pop
-
 #include <algorithm>
-#include <initializer_list>
 #include <optional>
 #include <tuple>
 
 #include "attention/peak_response.h"
+#include "torch_tensors.h"
 
 namespace {
 
+using agmh::dense;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -24,16 +17,6 @@ using torch::stable::Tensor;
 void torch_team(const std::function<void()>& work) {
   const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(); });
-}
-
-template <class T>
-T* dense(const char* name, const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> sizes) {
-  bool fits =
-      tensor.scalar_type() == type && tensor.is_contiguous() && tensor.dim() == static_cast<int64_t>(sizes.size());
-  int64_t axis = 0;
-  for (const int64_t size : sizes) fits = fits && tensor.size(axis++) == size;
-  STD_TORCH_CHECK(fits, name, " must be contiguous and of the shape and type the schema says");
-  return static_cast<T*>(tensor.data_ptr());
 }
 
 agmh::PeakShape shape_of(const Tensor& features, int64_t descriptors, int64_t slots) {

@@ -2,10 +2,6 @@
 // values; here only what keeps memory safe is checked, since the op can be called by anyone.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 #pragma GCC diagnostic pop
@@ -18,29 +14,16 @@
 
 #include "hashing/discrete_step.h"
 #include "hashing/loss.h"
+#include "torch_tensors.h"
 
 namespace {
 
+using agmh::dense;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <class T>
-T* matrix(const char* name, const Tensor& tensor, ScalarType type, int64_t rows, int64_t columns) {
-  const bool fits = tensor.scalar_type() == type && tensor.dim() == 2 && tensor.is_contiguous() &&
-                    tensor.size(0) == rows && tensor.size(1) == columns;
-  STD_TORCH_CHECK(fits, name, " must be contiguous, (", rows, ", ", columns, ") and of the type the schema says");
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-const int64_t* positions(const char* name, const Tensor& tensor, int64_t count) {
-  const bool fits = tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1 && tensor.is_contiguous() &&
-                    tensor.size(0) == count;
-  STD_TORCH_CHECK(fits, name, " must be a contiguous int64 tensor of ", count, " rows");
-  return static_cast<const int64_t*>(tensor.data_ptr());
-}
-
 const int64_t* rows_of(const char* name, const Tensor& tensor, int64_t count, int64_t low, int64_t high) {
-  const int64_t* rows = positions(name, tensor, count);
+  const auto* rows = dense<int64_t>(name, tensor, ScalarType::Long, {count});
   const bool inside = std::all_of(rows, rows + count, [&](int64_t row) { return low <= row && row < high; });
   STD_TORCH_CHECK(inside, name, " must lie from ", low, " to ", high - 1);
   return rows;
@@ -53,17 +36,17 @@ Tensor discrete_step(const Tensor& codes, const Tensor& targets, const Tensor& g
   const int64_t count = codes.size(0), bits = codes.size(1), m = embeddings.size(0);
   const Tensor updated = torch::stable::new_empty(codes, {count, bits});
   agmh::discrete_step({
-      .targets = matrix<double>("targets", targets, ScalarType::Double, targets.size(0), bits),
+      .targets = dense<double>("targets", targets, ScalarType::Double, {targets.size(0), bits}),
       .groups = rows_of("groups", groups, count, 0, targets.size(0)),
       .sampled = rows_of("sampled", sampled, count, -1, m),
-      .embeddings = matrix<double>("embeddings", embeddings, ScalarType::Double, m, bits),
-      .gram = matrix<double>("gram", gram, ScalarType::Double, bits, bits),
-      .codes = matrix<float>("codes", codes, ScalarType::Float, count, bits),
+      .embeddings = dense<double>("embeddings", embeddings, ScalarType::Double, {m, bits}),
+      .gram = dense<double>("gram", gram, ScalarType::Double, {bits, bits}),
+      .codes = dense<float>("codes", codes, ScalarType::Float, {count, bits}),
       .updated = static_cast<float*>(updated.data_ptr()),
       .count = count,
       .bits = bits,
       .gamma = gamma,
-      .threads = static_cast<int>(std::clamp<int64_t>(threads, 1, 4096)),
+      .threads = agmh::threads_within_reason(threads),
   });
   return updated;
 }
@@ -127,22 +110,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hashing_loss(const Tensor& embedding,
                   "embedding, codes, targets must be 2-D, embedding with a row or more");
   const int64_t batch = embedding.size(0), bits = embedding.size(1), count = codes.size(0), all = targets.size(0);
   const std::vector<double> u = in_double(embedding);
-  const bool sums_fit = square_sums.scalar_type() == ScalarType::Double && square_sums.dim() == 1 &&
-                        square_sums.is_contiguous() && square_sums.size(0) == all;
-  STD_TORCH_CHECK(sums_fit, "square_sums must be a contiguous float64 tensor of ", all, " rows");
   const agmh::HashingLoss loss{
       .embedding = u.data(),
-      .items = positions("items", items, batch),
-      .groups = positions("groups", groups, count),
-      .targets = matrix<double>("targets", targets, ScalarType::Double, all, bits),
-      .square_sums = static_cast<const double*>(square_sums.data_ptr()),
-      .gram = matrix<double>("gram", gram, ScalarType::Double, bits, bits),
-      .codes = matrix<float>("codes", codes, ScalarType::Float, count, bits),
+      .items = dense<int64_t>("items", items, ScalarType::Long, {batch}),
+      .groups = dense<int64_t>("groups", groups, ScalarType::Long, {count}),
+      .targets = dense<double>("targets", targets, ScalarType::Double, {all, bits}),
+      .square_sums = dense<double>("square_sums", square_sums, ScalarType::Double, {all}),
+      .gram = dense<double>("gram", gram, ScalarType::Double, {bits, bits}),
+      .codes = dense<float>("codes", codes, ScalarType::Float, {count, bits}),
       .batch = batch,
       .bits = bits,
       .count = count,
       .gamma = gamma,
-      .threads = static_cast<int>(std::clamp<int64_t>(threads, 1, 4096)),
+      .threads = agmh::threads_within_reason(threads),
   };
   check_items(loss.items, batch, count, loss.groups, all);
   if (embedding.scalar_type() == ScalarType::Double) return loss_in<double>(ScalarType::Double, embedding, loss);

@@ -6,10 +6,6 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #pragma GCC diagnostic pop
 
 #include <optional>
@@ -17,6 +13,7 @@
 #include <vector>
 
 #include "hamming/engine.h"
+#include "torch_tensors.h"
 #ifdef AGMH_FAST_CUDA
 #include "hamming/distance_cuda.h"
 #endif
@@ -59,7 +56,7 @@ struct Search {
     task.bits = static_cast<int>(bits);
     task.queries = as_codes(queries);
     task.items = as_codes(items);
-    task.threads = static_cast<int>(std::clamp<int64_t>(threads, 1, 4096));
+    task.threads = agmh::threads_within_reason(threads);
   }
 };
 

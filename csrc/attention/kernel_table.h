@@ -15,11 +15,9 @@ struct Tile {
 };
 
 // Scratch for an image's features holds rows (n, scratch_stride(C)), no power of two apart, or they would share cache
-// sets, and 16 more floats for each position.
+// sets.
 constexpr int64_t scratch_stride(int64_t channels) { return padded(channels) + 16; }
-constexpr int64_t scratch_size(const PeakShape& shape) {
-  return shape.positions * (scratch_stride(shape.channels) + 16);
-}
+constexpr int64_t scratch_size(const PeakShape& shape) { return shape.positions * scratch_stride(shape.channels); }
 
 struct KernelTable {
   void (*pack)(const float* from, int64_t depth, int64_t columns, int64_t step, int64_t column, float* to);

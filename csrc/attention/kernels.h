@@ -26,6 +26,13 @@ AGMH_INLINE Vec load(const float* from) {
 
 AGMH_INLINE void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
 
+AGMH_INLINE void store_pair(float* to, Vec x, Vec y) {
+  store(to, x);
+  store(to + kLanes, y);
+}
+
+AGMH_INLINE void add_pair(float* to, Vec x, Vec y) { store_pair(to, load(to) + x, load(to + kLanes) + y); }
+
 AGMH_INLINE Vec splat(float x) { return x - Vec{}; }
 
 AGMH_INLINE float total(Vec x) {
@@ -246,10 +253,8 @@ void attend(const Tile& x, const float* weight, int64_t slots, float* a, float* 
   const Left features{rows, stride, 1};
   const Right w = packed(weight, x.channels);
   in_strips(n, [&]<int M>(int64_t first, int64_t) {
-    strip<M>(first, 0, Kp, x.channels, features, w, [&](int i, int64_t j, Vec p, Vec q) {
-      store(a + (first + i) * Kp + j, p);
-      store(a + (first + i) * Kp + j + kLanes, q);
-    });
+    strip<M>(first, 0, Kp, x.channels, features, w,
+             [&](int i, int64_t j, Vec p, Vec q) { store_pair(a + (first + i) * Kp + j, p, q); });
   });
   for (int64_t j = 0; j < Kp; j += kLanes) {
     Vec top = load(a + j), sum{};
@@ -290,9 +295,7 @@ void add_moments(const float* a, int64_t n, int64_t slots, float* sums, float* p
   in_strips(slots, [&]<int M>(int64_t first, int64_t fresh) {
     strip<M>(first, first / kPair * kPair, Kp, n, Left{h, 1, Kp}, rows_of(h, Kp), [&](int i, int64_t j, Vec p, Vec q) {
       if (first + i < fresh) return;
-      float* to = products + (first + i) * Kp + j;
-      store(to, load(to) + p);
-      store(to + kLanes, load(to + kLanes) + q);
+      add_pair(products + (first + i) * Kp + j, p, q);
     });
   });
 }
@@ -347,9 +350,7 @@ void add_weight_gradient(const Tile& x, const float* dz, int64_t Kp, float* dwei
   in_strips(x.channels, [&]<int M>(int64_t first, int64_t fresh) {
     strip<M>(first, 0, Kp, n, Left{rows, 1, stride}, rows_of(dz, Kp), [&](int i, int64_t j, Vec p, Vec q) {
       if (first + i < fresh) return;
-      float* to = dweight + (first + i) * Kp + j;
-      store(to, load(to) + p);
-      store(to + kLanes, load(to + kLanes) + q);
+      add_pair(dweight + (first + i) * Kp + j, p, q);
     });
   });
 }
@@ -363,8 +364,7 @@ void spread(const Tile& x, const float* g, const int32_t* channel, const float* 
   if (feedback != nullptr) {
     in_strips(n, [&]<int M>(int64_t first, int64_t) {
       strip<M>(first, 0, Kp, slots, Left{a, Kp, 1}, packed(feedback, slots), [&](int i, int64_t j, Vec p, Vec q) {
-        store(dz + (first + i) * Kp + j, p + load(offset + j));
-        store(dz + (first + i) * Kp + j + kLanes, q + load(offset + j + kLanes));
+        store_pair(dz + (first + i) * Kp + j, p + load(offset + j), q + load(offset + j + kLanes));
       });
     });
   } else {
@@ -398,10 +398,8 @@ void spread(const Tile& x, const float* g, const int32_t* channel, const float* 
   float* rows = direct ? static_cast<float*>(dx.data) : scratch;
   const int64_t stride = direct ? dx.position : scratch_stride(x.channels);
   in_strips(n, [&]<int M>(int64_t first, int64_t) {
-    strip<M>(first, 0, Cp, slots, Left{dz, Kp, 1}, packed(weight, slots), [&](int i, int64_t j, Vec p, Vec q) {
-      store(rows + (first + i) * stride + j, p);
-      store(rows + (first + i) * stride + j + kLanes, q);
-    });
+    strip<M>(first, 0, Cp, slots, Left{dz, Kp, 1}, packed(weight, slots),
+             [&](int i, int64_t j, Vec p, Vec q) { store_pair(rows + (first + i) * stride + j, p, q); });
   });
   for (int64_t p = 0; p < n; ++p) rows[p * stride + channel[p]] += g[p];
   if (!direct) store_features(rows, stride, dx);
