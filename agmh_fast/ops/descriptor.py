@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from agmh_fast.errors import InputError, require
+from agmh_fast.kernels.common.memory import like
 from agmh_fast.ops.codes import MAX_BITS, pack_bits
-from agmh_fast.ops.gpu import triton_obstacle
-from agmh_fast.ops.peak_response_torch import gradient_like
+from agmh_fast.ops.gpu import features_obstacle
 from agmh_fast.ops.registry import Op
 from agmh_fast.reference import codes as reference
 
@@ -92,12 +92,12 @@ def _statistics_fake(y, running_mean, running_var, momentum):  # type: ignore[no
 
 @torch.library.register_fake("agmh_fast::triton_normalize_relu_mean")
 def _normalize_fake(y, mean, var, gamma, beta, eps):  # type: ignore[no-untyped-def]
-    return gradient_like(y), y.new_empty(y.shape[:2], dtype=torch.float32)
+    return like(y), y.new_empty(y.shape[:2], dtype=torch.float32)
 
 
 @torch.library.register_fake("agmh_fast::triton_normalize_relu_mean_backward")
 def _normalize_backward_fake(dfeatures, dpooled, y, *_):  # type: ignore[no-untyped-def]
-    return gradient_like(y), y.new_empty(2, y.shape[1], dtype=torch.float32)
+    return like(y), y.new_empty(2, y.shape[1], dtype=torch.float32)
 
 
 @torch.library.register_fake("agmh_fast::triton_encode_descriptors")
@@ -136,11 +136,7 @@ batch_norm_relu_mean = Op("batch_norm_relu_mean")
 
 def _kernel_obstacle(x: Tensor, *_: Any) -> str | None:
     """Why the Triton kernels cannot serve these arguments, or None."""
-    if (obstacle := triton_obstacle("features", x)) is not None:
-        return obstacle
-    if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
-        return "one image of the features must have fewer than 2³¹ elements"
-    return None
+    return features_obstacle(x)
 
 
 @batch_norm_relu_mean.register("triton", obstacle=_kernel_obstacle)

@@ -1,4 +1,4 @@
-"""What every Triton implementation needs of the machine and of a tensor."""
+"""What every Triton implementation needs of the machine and of its features."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from agmh_fast.kernels.common.device import capability
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def triton_obstacle(name: str, tensor: Tensor) -> str | None:
-    """Why no Triton kernel can serve `tensor`, called `name` in the answer; None if one can."""
-    if tensor.device.type != "cuda":
-        return f"{name} must be on a CUDA device, and are on {tensor.device}"
+def features_obstacle(features: Tensor) -> str | None:
+    """Why no Triton kernel can serve features (B, channels, H, W); None if one can."""
+    if features.device.type != "cuda":
+        return f"features must be on a CUDA device, and are on {features.device}"
     if not _HAS_TRITON:
         return "it needs the package triton: pip install triton"
-    if capability(tensor.device) < 80:
+    if capability(features.device) < 80:
         return "it needs a GPU of compute capability 8.0 or later"
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{name} must be float32, bfloat16 or float16, and are {tensor.dtype}"
+    if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"features must be float32, bfloat16 or float16, and are {features.dtype}"
+    if features.shape[1] * features.shape[2] * features.shape[3] >= 2**31:
+        return "one image of the features must have fewer than 2³¹ elements"
     return None

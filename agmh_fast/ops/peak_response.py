@@ -10,59 +10,52 @@ one entry a position, so backward needs the attention a, the arg max c* and the 
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from agmh_fast.ops import compiled, peak_response_cpu, peak_response_triton
+from agmh_fast.kernels.common.memory import like
+from agmh_fast.ops import compiled, peak_response_cpu, peak_response_torch, peak_response_triton
 from agmh_fast.ops.attention import AttentionParams, attend_by_reference, collapse, compute_dtype, update_running
-from agmh_fast.ops.peak_response_torch import PeakResponse, gradient_like, peak_response_backward, peak_response_forward
+from agmh_fast.ops.peak_response_torch import PeakResponse
 from agmh_fast.ops.registry import Op
 
 # Opaque to torch.compile: tracing through the loop over images would unroll it for every batch size. Each
 # implementation has a pair of ops with one signature; what forward gives goes to backward as it is, in its own layout.
 _library = torch.library.Library("agmh_fast", "FRAGMENT")
-for _pair in ("peak_response", "cpu_peak_response"):
+
+
+def _define(pair: str, implementation: ModuleType) -> None:
+    """The pair of ops that `implementation` computes, outside autocast."""
     _library.define(
-        f"{_pair}(Tensor features, Tensor weight, Tensor projection, Tensor gamma, Tensor beta, Tensor? mean, "
+        f"{pair}(Tensor features, Tensor weight, Tensor projection, Tensor gamma, Tensor beta, Tensor? mean, "
         "Tensor? var, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
     _library.define(
-        f"{_pair}_backward(Tensor grad, Tensor features, Tensor weight, Tensor projection, Tensor gamma, "
+        f"{pair}_backward(Tensor grad, Tensor features, Tensor weight, Tensor projection, Tensor gamma, "
         "Tensor peaks, Tensor channel, Tensor attention, Tensor slot_sum, Tensor mean, Tensor var, "
         "Tensor attention_mean, Tensor attention_cov, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
 
+    @torch.library.impl(_library, pair, "CompositeExplicitAutograd")
+    def forward(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
+        args = (features, weight, projection, gamma, beta, None if mean is None else (mean, var), eps)
+        with torch.autocast(features.device.type, enabled=False):
+            return tuple(implementation.peak_response_forward(*args))
 
-@torch.library.impl(_library, "peak_response", "CompositeExplicitAutograd")
-def _forward_op(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
-    stats = None if mean is None else (mean, var)
-    with torch.autocast(features.device.type, enabled=False):
-        return tuple(peak_response_forward(features, weight, projection, gamma, beta, stats, eps))
-
-
-@torch.library.impl(_library, "peak_response_backward", "CompositeExplicitAutograd")
-def _backward_op(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
-    *saved, eps = saved_and_eps
-    with torch.autocast(features.device.type, enabled=False):
-        return peak_response_backward(grad, features, weight, projection, gamma, PeakResponse(*saved), eps)
-
-
-@torch.library.impl(_library, "cpu_peak_response", "CompositeExplicitAutograd")
-def _cpu_forward_op(features, weight, projection, gamma, beta, mean, var, eps):  # type: ignore[no-untyped-def]
-    stats = None if mean is None else (mean, var)
-    with torch.autocast("cpu", enabled=False):
-        return tuple(peak_response_cpu.peak_response_forward(features, weight, projection, gamma, beta, stats, eps))
+    @torch.library.impl(_library, f"{pair}_backward", "CompositeExplicitAutograd")
+    def backward(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
+        *saved, eps = saved_and_eps
+        args = (grad, features, weight, projection, gamma, PeakResponse(*saved), eps)
+        with torch.autocast(features.device.type, enabled=False):
+            return implementation.peak_response_backward(*args)
 
 
-@torch.library.impl(_library, "cpu_peak_response_backward", "CompositeExplicitAutograd")
-def _cpu_backward_op(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
-    *saved, eps = saved_and_eps
-    args = (grad, features, weight, projection, gamma, PeakResponse(*saved), eps)
-    with torch.autocast("cpu", enabled=False):
-        return peak_response_cpu.peak_response_backward(*args)
+_define("peak_response", peak_response_torch)
+_define("cpu_peak_response", peak_response_cpu)
 
 
 @torch.library.register_fake("agmh_fast::peak_response")
@@ -96,8 +89,8 @@ def _cpu_forward_fake(features, weight, projection, gamma, beta, mean, var, eps)
 @torch.library.register_fake("agmh_fast::cpu_peak_response_backward")
 @torch.library.register_fake("agmh_fast::peak_response_backward")
 def _backward_fake(grad, features, weight, projection, gamma, *saved_and_eps):  # type: ignore[no-untyped-def]
-    like = torch.empty_like
-    return gradient_like(features), like(weight), like(projection), like(gamma), like(gamma)
+    parameters = (torch.empty_like(x) for x in (weight, projection, gamma, gamma))
+    return like(features), *parameters
 
 
 class _PeakResponse(torch.autograd.Function):

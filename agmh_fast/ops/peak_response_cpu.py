@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agmh_fast.ops.peak_response_torch import PeakResponse, affine, gradient_like, parameter_gradients, statistics
+from agmh_fast.kernels.common.memory import like
+from agmh_fast.ops.peak_response_torch import PeakResponse, affine, parameter_gradients, statistics
 
 # Slots are padded to a multiple of it, `kPanel` of csrc/attention.
 PANEL = 32
@@ -53,7 +54,7 @@ def peak_response_backward(
     g = torch.where(saved.peaks > 0, grad, 0).contiguous()
     S, dbeta = ops.channel_sums(g, saved.channel, saved.attention, channels, slots)
     scaled, feedback, offset, dprojection, dgamma = parameter_gradients(S, dbeta, projection, gamma, saved, eps)
-    dfeatures, dweight = gradient_like(features), torch.empty_like(weight)
+    dfeatures, dweight = like(features), torch.empty_like(weight)
     ops.spread(
         _evenly_spaced(features),
         g,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agmh_fast.kernels.common.memory import like
 from agmh_fast.ops.attention import SLOT_EPSILON
 
 # Features worked on at a time: one image of the published sizes. A step's operands then stay in a CPU's cache, weights
@@ -151,7 +152,7 @@ def peak_response_backward(
     dbeta = segment_sum(g.view(-1, 1), row.flatten(), descriptors * channels).view(descriptors, channels)
     scaled, feedback, offset, dprojection, dgamma = parameter_gradients(S, dbeta, projection, gamma, saved, eps)
 
-    dfeatures, dweight = gradient_like(features), weight.new_zeros(descriptors, channels, slots)
+    dfeatures, dweight = like(features), weight.new_zeros(descriptors, channels, slots)
     table = scaled.flatten(0, 1)
     for (images, x), (_, dx) in zip(_chunks(features, descriptors), _chunks(dfeatures, descriptors), strict=True):
         a, gi = attention[images], g[images, ..., None]
@@ -168,9 +169,3 @@ def peak_response_backward(
         if dense is not dx:
             dx.copy_(dense)
     return dfeatures, dweight.mT.contiguous(), dprojection, dgamma, dbeta
-
-
-def gradient_like(features: Tensor) -> Tensor:
-    """Memory for a gradient: channels_last as the features are, else contiguous, so that chunks of it are views."""
-    last = features.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(features, memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from agmh_fast.kernels.common.memory import like
 from agmh_fast.kernels.dispersion.config import MAX_DESCRIPTORS
 from agmh_fast.kernels.peak_response.config import MAX_CHANNELS, MAX_SLOTS
 from agmh_fast.ops.attention import AttentionParams, collapse
-from agmh_fast.ops.gpu import triton_obstacle
-from agmh_fast.ops.peak_response_torch import gradient_like
+from agmh_fast.ops.gpu import features_obstacle
 
 _INPUTS = "Tensor features, Tensor weight, Tensor projection, Tensor gamma, Tensor beta"
 _SETTINGS = "Tensor(a!)? running_mean, Tensor(b!)? running_var, bool training, float momentum, float eps"
@@ -105,8 +105,8 @@ def _dispersion_fake(features, weight, *args):  # type: ignore[no-untyped-def]
 @torch.library.register_fake("agmh_fast::triton_peak_response_backward")
 @torch.library.register_fake("agmh_fast::triton_attention_dispersion_backward")
 def _backward_fake(grad, features, weight, projection, gamma, *args):  # type: ignore[no-untyped-def]
-    like = torch.empty_like
-    return gradient_like(features), like(weight), like(projection), like(gamma), like(gamma)
+    parameters = (torch.empty_like(x) for x in (weight, projection, gamma, gamma))
+    return like(features), *parameters
 
 
 class _Kernels(torch.autograd.Function):
@@ -154,13 +154,11 @@ def dispersion(
 def kernel_obstacle(features: Tensor, params: AttentionParams, *_: Any) -> str | None:
     """Why the kernels cannot compute these peaks, or None."""
     slots, channels = params.query.shape[2], params.descriptor_dim
-    if (obstacle := triton_obstacle("features", features)) is not None:
+    if (obstacle := features_obstacle(features)) is not None:
         return obstacle
     if slots > MAX_SLOTS or channels > MAX_CHANNELS:
         limit = f"{MAX_SLOTS} memory slots and {MAX_CHANNELS} channels a descriptor"
         return f"it takes at most {limit}, not {slots} and {channels}"
-    if features.shape[1] * features.shape[2] * features.shape[3] >= 2**31:
-        return "one image of the features must have fewer than 2³¹ elements"
     return None
 
 

@@ -10,8 +10,9 @@ import torch
 import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, dense, strides
+from agmh_fast.kernels.common.memory import like
 from agmh_fast.kernels.descriptor import config
-from agmh_fast.kernels.descriptor.fwd import channel, like
+from agmh_fast.kernels.descriptor.fwd import channel
 from torch import Tensor
 
 

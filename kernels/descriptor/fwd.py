@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, dense, strides
+from agmh_fast.kernels.common.memory import like
 from agmh_fast.kernels.descriptor import config
 from torch import Tensor
 
@@ -180,9 +181,3 @@ def forward(y: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, e
         BLOCK_N=tile.positions, BLOCK_C=tile.channels, num_warps=tile.warps,
     )  # fmt: skip
     return features, pooled
-
-
-def like(y: Tensor) -> Tensor:
-    """Memory of y's shape and dtype: channels_last as y is, else contiguous."""
-    last = y.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(y, memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from agmh_fast.kernels.dispersion import kernel
 from attention_cases import compiled_gradient_error, make_features, make_params, relative_error, with_own_statistics
+from cuda_graphs import capture
 from peak_cases import case, compare, counting, doubled, kernels_on_cpu, loss_and_gradients, narrowed, on_gpu
 from triton_compile import SHARED_MEMORY, compile_launch, recording
 
@@ -190,7 +191,7 @@ def test_what_is_not_served_says_why(monkeypatch):
     with pytest.raises(InputError, match=r"impl='triton' cannot serve.*CUDA device"):
         af.attention_dispersion(features, params, impl="triton")
     assert "CUDA device" in str(af.explain("attention_dispersion", features, params))
-    monkeypatch.setattr(peak_response_triton, "triton_obstacle", lambda name, tensor: None)
+    monkeypatch.setattr(peak_response_triton, "features_obstacle", lambda features: None)
     many = make_params(65, 2, 2, 2, torch.float32)
     features = make_features(65, 2, 1, 2, 2, torch.float32)
     with pytest.raises(InputError, match="at most 64 descriptors, not 65"):
@@ -295,14 +296,7 @@ def test_gpu_graph_replays_with_running_statistics():
         return loss.detach(), *torch.autograd.grad(loss, inputs)
 
     own, expected = (with_own_statistics(params)[8:] for _ in range(2))
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step(with_own_statistics(params)[8:])
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(own)
+    graph, captured = capture(lambda: step(own), warm_up=lambda: step(with_own_statistics(params)[8:]))
     for _ in range(3):
         with torch.no_grad():
             features.copy_(make_features(6, 512, 8, 14, 14))
