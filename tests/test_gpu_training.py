@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
+from cuda_graphs import capture
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -164,15 +165,7 @@ def test_gpu_graph_of_the_loss_part():
             loss = model.loss_part(features, items)
         return loss, *torch.autograd.grad(loss, leaves)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     for _ in range(2):
         with torch.no_grad():
             features.copy_(torch.randn_like(features))

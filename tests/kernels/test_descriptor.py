@@ -13,8 +13,9 @@ import torch
 import triton_compile
 from agmh_fast.kernels.descriptor import bwd, config, encode, fwd
 from attention_cases import relative_error
+from cuda_graphs import capture
 from descriptor_cases import SHAPES, encode_inputs, in_layout, narrowed, norm_inputs, normalised, widened
-from triton_compile import compile_launch, recording
+from triton_compile import SHARED_MEMORY, compile_launch, recording, runs_the_same_code
 from triton_interpreter import interpreting
 
 import agmh_fast.functional as af
@@ -291,10 +292,6 @@ def test_what_is_not_served_says_why():
     assert "CUDA device" in str(af.explain("batch_norm_relu_mean", y))
 
 
-# Bytes of shared memory that a block can have.
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-
-
 def _launches(dtype, last=True, batch=32, size=14):
     """What forward, backward and encoding launch at the published sizes."""
 
@@ -340,7 +337,7 @@ def test_machine_code(monkeypatch, keep_precision, capability, dtype, mode, last
         codes = list(pool.map(lambda launch: compile_launch(launch, capability), launches))
     for launch, code in zip(launches, codes, strict=True):
         assert code.spills == 0, launch.name
-        assert code.shared <= SHARED[capability], launch.name
+        assert code.shared <= SHARED_MEMORY[capability], launch.name
         assert (code.matrix_products > 0) == (launch.name == "project" and mode == "high"), launch.name
         # Features are loaded in advance wherever four bytes of them lie side by side.
         assert (code.count("LDGSTS") > 0) == (launch.name == "project"), launch.name
@@ -349,13 +346,7 @@ def test_machine_code(monkeypatch, keep_precision, capability, dtype, mode, last
 def test_another_batch_size_compiles_nothing_new():
     """Batch size and number of positions reach the kernels as run-time values that are not specialised."""
     for launches in zip(*(_launches(torch.bfloat16, batch=b) for b in (32, 47)), strict=True):
-        kernel, differing = launches[0].kernel, set()
-        for name, value in launches[0].arguments.items():
-            if isinstance(value, int) and value != launches[1].arguments[name]:
-                differing.add(name)
-        free = {p.name for p in kernel.params if p.do_not_specialize}
-        assert differing <= free, launches[0].name
-        assert launches[0].options == launches[1].options
+        assert runs_the_same_code(*launches), launches[0].name
 
 
 def test_encoding_stores_no_descriptors():
@@ -431,13 +422,7 @@ def test_gpu_graph_replays():
         (grad,) = torch.autograd.grad(features.float().square().sum() + pooled.sum(), y)
         return grad, *af.encode_descriptors(*args, impl="triton")
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     with torch.no_grad():
         y.copy_(torch.randn_like(y))
         args[0].copy_(torch.rand_like(args[0]))

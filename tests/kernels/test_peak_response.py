@@ -10,6 +10,7 @@ import pytest
 import torch
 from agmh_fast.kernels.peak_response import bwd, config, fwd
 from attention_cases import make_features, make_params, relative_error, with_own_statistics
+from cuda_graphs import capture
 from peak_cases import (
     case,
     compare,
@@ -21,7 +22,7 @@ from peak_cases import (
     on_gpu,
     peaks_and_gradients,
 )
-from triton_compile import SHARED_MEMORY, compile_launch, recording
+from triton_compile import SHARED_MEMORY, compile_launch, recording, runs_the_same_code
 
 import agmh_fast.functional as af
 from agmh_fast.errors import InputError
@@ -292,13 +293,7 @@ def test_launches(dtype):
 def test_another_batch_size_compiles_nothing_new():
     """Batch size and number of positions reach the kernels as run-time values that are not specialised."""
     for launches in zip(*(_launches(torch.bfloat16, shape=(b, 6, 512, 14, 14)) for b in (32, 48)), strict=True):
-        kernel, differing = launches[0].kernel, set()
-        for name, value in launches[0].arguments.items():
-            if isinstance(value, int) and value != launches[1].arguments[name]:
-                differing.add(name)
-        free = {p.name for p in kernel.params if p.do_not_specialize}
-        assert differing <= free, launches[0].name
-        assert launches[0].options == launches[1].options
+        assert runs_the_same_code(*launches), launches[0].name
 
 
 @pytest.mark.gpu
@@ -342,13 +337,7 @@ def test_gpu_graph_replays():
     def step():
         return torch.autograd.grad(af.attention_dispersion(features, params, impl="triton"), inputs)
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     with torch.no_grad():
         features.copy_(make_features(6, 512, 8, 14, 14))
     graph.replay()

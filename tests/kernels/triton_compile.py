@@ -135,3 +135,14 @@ def compile_launch(launch: Launch, capability: int) -> MachineCode:
     return MachineCode(
         numbers["REG"], numbers["STACK"], compiled.metadata.shared, collections.Counter(_OPCODE.findall(listing))
     )
+
+
+def runs_the_same_code(first: Launch, second: Launch) -> bool:
+    """Whether a launch needs nothing compiled that the other did not: they differ in run-time values only that are not
+    specialised.
+    """
+    differing = {
+        name for name, value in first.arguments.items() if isinstance(value, int) and value != second.arguments[name]
+    }
+    free = {parameter.name for parameter in first.kernel.params if parameter.do_not_specialize}
+    return differing <= free and first.options == second.options
