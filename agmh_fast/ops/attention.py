@@ -79,10 +79,15 @@ def collapse(params: AttentionParams, dtype: torch.dtype) -> tuple[Tensor, Tenso
     """
     with torch.autocast(params.value.device.type, enabled=False):
         query, mix = params.query.to(dtype), params.mix.to(dtype)
-        slots = query.shape[2]
-        composed = query[:, 0]
-        for step in range(mix.shape[1]):
-            composed = mix[:, step, :, :slots] @ composed + mix[:, step, :, slots:] @ query[:, step + 1]
+        # What each query is multiplied by after it, from the last step back: a step's left half goes on to the queries
+        # before it, its right half is its own query's. unbind and split have a gradient of one launch, slices many.
+        ahead, own = None, []
+        for step in mix.unbind(1)[::-1]:
+            ahead, right = (step if ahead is None else ahead @ step).split(query.shape[2], dim=2)
+            own.append(right)
+        composed = query.flatten(1, 2)
+        if ahead is not None:
+            composed = torch.cat([ahead, *own[::-1]], dim=2) @ composed
         return composed @ params.conv_weight.to(dtype), params.project.to(dtype) @ params.value.to(dtype)
 
 
