@@ -37,8 +37,10 @@ const KernelTable& kernel_table() {
 
 namespace {
 
-// Sums over images are formed in this many parts, whatever the number of threads, and the parts added in order.
+// Sums over images are formed in this many parts, whatever the number of threads, and the parts added in order. A part
+// of the weights' gradient is as large as the weights.
 constexpr int64_t kParts = 8;
+constexpr int64_t kWeightParts = 4;
 
 std::unique_ptr<float[]> floats(int64_t count) {
   return std::make_unique_for_overwrite<float[]>(static_cast<size_t>(count));
@@ -68,16 +70,26 @@ std::unique_ptr<float[]> pack(const PeakShape& shape, const float* from, int64_t
   return panels;
 }
 
-// D matrices (rows, columns) with rows padded to whole panels.
-std::unique_ptr<float[]> pad(int64_t rows, int64_t columns, const float* from, float padding) {
-  const int64_t width = padded(columns);
-  auto to = floats(rows * width);
-  for (int64_t i = 0; i < rows; ++i) {
-    std::copy(from + i * columns, from + (i + 1) * columns, to.get() + i * width);
-    std::fill(to.get() + i * width + columns, to.get() + (i + 1) * width, padding);
+// A matrix (rows, columns) with rows padded to whole panels: the one that was given where it has that form already.
+class Padded {
+ public:
+  Padded(int64_t rows, int64_t columns, const float* from, float padding) : data_(from) {
+    const int64_t width = padded(columns);
+    if (from == nullptr || width == columns) return;
+    own_ = floats(rows * width);
+    for (int64_t i = 0; i < rows; ++i) {
+      std::copy(from + i * columns, from + (i + 1) * columns, own_.get() + i * width);
+      std::fill(own_.get() + i * width + columns, own_.get() + (i + 1) * width, padding);
+    }
+    data_ = own_.get();
   }
-  return to;
-}
+
+  const float* get() const { return data_; }
+
+ private:
+  const float* data_;
+  std::unique_ptr<float[]> own_;
+};
 
 Tile tile_of(const FeatureView& x, const PeakShape& shape, int64_t image, int64_t descriptor) {
   const int64_t at = image * x.image + descriptor * x.descriptor;
@@ -89,8 +101,8 @@ Tile tile_of(const FeatureView& x, const PeakShape& shape, int64_t image, int64_
           x.position};
 }
 
-// First image of part `part` of the batch.
-int64_t first_image(const PeakShape& shape, int64_t part) { return part * shape.images / kParts; }
+// First image of part `part` of `parts` of the batch.
+int64_t first_image(const PeakShape& shape, int64_t part, int64_t parts) { return part * shape.images / parts; }
 
 }  // namespace
 
@@ -108,7 +120,7 @@ void attend(const Attend& task, const Team& team) {
       std::fill(sum, sum + Kp, 0.0f);
       std::fill(product, product + Kp * Kp, 0.0f);
     }
-    for (int64_t b = first_image(task.shape, part); b < first_image(task.shape, part + 1); ++b) {
+    for (int64_t b = first_image(task.shape, part, kParts); b < first_image(task.shape, part + 1, kParts); ++b) {
       float* a = task.attention + (b * D + d) * n * Kp;
       kernels.attend(tile_of(task.features, task.shape, b, d), weight.get() + d * C * Kp, K, a,
                      task.slot_sum + (b * D + d) * n, scratch);
@@ -140,7 +152,7 @@ void peak(const Peak& task, const Team& team) {
   const auto [images, D, C, K, n] = task.shape;
   const int64_t Kp = padded(K), Cp = padded(C);
   const auto projection = pack(task.shape, task.projection, K, C, 1, K, team);
-  const auto shift = pad(D, C, task.shift, -std::numeric_limits<float>::infinity());
+  const Padded shift(D, C, task.shift, -std::numeric_limits<float>::infinity());
   const KernelTable& kernels = kernel_table();
   for_each(team, images * D, scratch_size(task.shape), [&, D = D, K = K, n = n](int64_t i, float* scratch) {
     const int64_t d = i % D;
@@ -178,17 +190,18 @@ void spread(const Spread& task, const Team& team) {
   const int64_t Kp = padded(K), Cp = padded(C);
   const bool trained = task.feedback != nullptr;
   const auto weight = pack(task.shape, task.weight, K, C, C, 1, team);
-  const auto projection = pad(D * C, K, task.projection, 0.0f);
+  const Padded projection(D * C, K, task.projection, 0.0f);
   const auto feedback = trained ? pack(task.shape, task.feedback, K, K, 1, K, team) : nullptr;
-  const auto offset = trained ? pad(D, K, task.offset, 0.0f) : nullptr;
-  const auto dweight = floats(D * kParts * C * Kp);
+  const Padded offset(D, K, task.offset, 0.0f);
+  const auto dweight = floats(D * kWeightParts * C * Kp);
   const KernelTable& kernels = kernel_table();
   const int64_t size = scratch_size(task.shape) + (n + 1) * Kp;
-  for_each(team, D * kParts, size, [&, D = D, C = C, K = K, n = n](int64_t i, float* scratch) {
+  for_each(team, D * kWeightParts, size, [&, D = D, C = C, K = K, n = n](int64_t i, float* scratch) {
     const int64_t d = i % D, part = i / D;
-    float* sum = dweight.get() + (d * kParts + part) * C * Kp;
+    float* sum = dweight.get() + (d * kWeightParts + part) * C * Kp;
     std::fill(sum, sum + C * Kp, 0.0f);
-    for (int64_t b = first_image(task.shape, part); b < first_image(task.shape, part + 1); ++b) {
+    for (int64_t b = first_image(task.shape, part, kWeightParts); b < first_image(task.shape, part + 1, kWeightParts);
+         ++b) {
       const int64_t at = (b * D + d) * n;
       kernels.spread(tile_of(task.features, task.shape, b, d), task.grad + at, task.channel + at,
                      task.attention + at * Kp, task.slot_sum + at, projection.get() + d * C * Kp,
@@ -198,11 +211,11 @@ void spread(const Spread& task, const Team& team) {
     }
   });
   for_each(team, D, 1, [&, C = C, K = K](int64_t d, float*) {
-    const float* parts = dweight.get() + d * kParts * C * Kp;
+    const float* parts = dweight.get() + d * kWeightParts * C * Kp;
     for (int64_t k = 0; k < K; ++k)
       for (int64_t c = 0; c < C; ++c) {
         float sum = 0;
-        for (int64_t part = 0; part < kParts; ++part) sum += parts[(part * C + c) * Kp + k];
+        for (int64_t part = 0; part < kWeightParts; ++part) sum += parts[(part * C + c) * Kp + k];
         task.dweight[(d * K + k) * C + c] = sum;
       }
   });
