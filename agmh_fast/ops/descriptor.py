@@ -51,7 +51,8 @@ for _name in ("encode_descriptors", "triton_encode_descriptors"):
 def _statistics_op(y, running_mean, running_var, momentum):  # type: ignore[no-untyped-def]
     from agmh_fast.kernels.descriptor import fwd
 
-    statistics = fwd.batch_statistics(y, running_mean, running_var, momentum)
+    with torch.cuda.device_of(y):
+        statistics = fwd.batch_statistics(y, running_mean, running_var, momentum)
     for running in (running_mean, running_var):
         if running is not None:
             torch.autograd.graph.increment_version(running)
@@ -62,14 +63,16 @@ def _statistics_op(y, running_mean, running_var, momentum):  # type: ignore[no-u
 def _normalize_op(y, mean, var, gamma, beta, eps):  # type: ignore[no-untyped-def]
     from agmh_fast.kernels.descriptor import fwd
 
-    return fwd.forward(y, mean, var, gamma, beta, eps)
+    with torch.cuda.device_of(y):
+        return fwd.forward(y, mean, var, gamma, beta, eps)
 
 
 @torch.library.impl(_library, "triton_normalize_relu_mean_backward", "CompositeExplicitAutograd")
 def _normalize_backward_op(dfeatures, dpooled, y, *saved):  # type: ignore[no-untyped-def]
     from agmh_fast.kernels.descriptor import bwd
 
-    return bwd.backward(dfeatures, dpooled, y, *saved)
+    with torch.cuda.device_of(y):
+        return bwd.backward(dfeatures, dpooled, y, *saved)
 
 
 @torch.library.impl(_library, "encode_descriptors", "CompositeExplicitAutograd")
@@ -82,7 +85,8 @@ def _encode_op(x, *arguments):  # type: ignore[no-untyped-def]
 def _triton_encode_op(x, *arguments):  # type: ignore[no-untyped-def]
     from agmh_fast.kernels.descriptor import encode
 
-    return encode.encode(x, *arguments)
+    with torch.cuda.device_of(x):
+        return encode.encode(x, *arguments)
 
 
 @torch.library.register_fake("agmh_fast::triton_batch_statistics")
@@ -236,6 +240,16 @@ def _reference_encode(
     return reference.pack_bits(reference.sign_bits(logits)), logits
 
 
+def _slow_in_16_bits(x: Tensor) -> bool:
+    """Whether x is 16-bit on an x86 without matrix unit: there float32 is multiplied faster, and nothing is rounded."""
+    if x.device.type != "cpu" or x.element_size() != 2:
+        return False
+    # Newer than the oldest torch supported.
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    unit = "amx_bf16" if x.dtype == torch.bfloat16 else "amx_fp16"
+    return found.get("architecture") == "x86_64" and not found.get(unit)
+
+
 def _encode_in_blocks(
     x: Tensor,
     weight: Tensor,
@@ -250,16 +264,17 @@ def _encode_in_blocks(
     """A block of positions and channels at a time, normalised, cut off and added before the next is computed."""
     batch, inputs, height, width = x.shape
     n, channels, dtype = height * width, weight.shape[0], _wide(x)
+    product = dtype if _slow_in_16_bits(x) else x.dtype
     scale = gamma.to(dtype) * torch.rsqrt(var.to(dtype) + eps)
     centre = mean.to(dtype) if bias is None else mean.to(dtype) - bias.to(dtype)
     shift = beta.to(dtype) - centre * scale
     rows, columns = _CPU_BLOCK if x.device.type == "cpu" else _GPU_BLOCK
     step, pooled = max(1, rows // max(n, 1)), x.new_empty(batch, channels, dtype=dtype)
     for images in range(0, batch, step):
-        positions = x[images : images + step].permute(0, 2, 3, 1).reshape(-1, inputs)
+        positions = x[images : images + step].permute(0, 2, 3, 1).reshape(-1, inputs).to(product)
         for first in range(0, channels, columns):
             part = slice(first, first + columns)
-            y = (positions @ weight[part].T).to(dtype)
+            y = (positions @ weight[part].to(product).T).to(dtype)
             y = y.mul_(scale[part]).add_(shift[part]).relu_().view(-1, n, y.shape[1])
             torch.sum(y, dim=1, out=pooled[images : images + step, part])
     logits = (pooled / n) @ hash_weight.to(dtype).T

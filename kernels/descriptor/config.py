@@ -24,7 +24,7 @@ class NormConfig:
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """Tile of the convolution as a product (positions, inner) · (inner, channels), and `precision` of float32 in it."""
+    """Tile of the convolution as a product (channels, inner) · (inner, positions), and `precision` of float32 in it."""
 
     precision: str
     positions: int
@@ -58,7 +58,5 @@ def choose_encode(x: Tensor) -> EncodeConfig:
         return EncodeConfig(mode, 128, 64, 16, 8, 3)
     if 90 <= cc < 100:
         return EncodeConfig(mode, 128, 256, wide, 8, 3)
-    if 100 <= cc < 120:
-        return EncodeConfig(mode, 128, 128, wide, 16, 4)
-    # GPUs from 120 on have the shared memory of the smaller ones before 90.
-    return EncodeConfig(mode, 128, 128, wide, 8, 3)
+    # GPUs from 120 on have the shared memory of the smaller ones before 90. With 16 warps there would be no tcgen05.
+    return EncodeConfig(mode, 128, 128, wide, 8, 4 if 100 <= cc < 120 else 3)

@@ -50,34 +50,35 @@ def project(
     tile = tl.program_id(0) // tiles
     c, k = tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K)
     t = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    live, known, image = t < total, c < C, t // n
-    row = image.to(tl.int64) * sb + t % n * SP
-    # Rows of positions: ALIGN of them in one image are neighbours in memory, which the division hides.
+    live, known = t < total, c < C
+    column = (t // n).to(tl.int64) * sb + t % n * SP
+    # ALIGN positions of one image are neighbours in memory, which the division hides.
     if ALIGN > 1:
-        row = tl.max_contiguous(tl.multiple_of(row, ALIGN), ALIGN)
-    left, right = x + row[:, None] + k[None, :] * SC, weight + c[None, :] * C_IN + k[:, None]
-    acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+        column = tl.max_contiguous(tl.multiple_of(column, ALIGN), ALIGN)
+    left, right = weight + c[:, None] * C_IN + k[None, :], x + column[None, :] + k[:, None] * SC
+    # Channels are rows: a thread of the epilogue then has few of them, and their scales, and most of its sums.
+    acc = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
     for i in range(0, C_IN, BLOCK_K):
         if C_IN % BLOCK_K == 0:
-            a = tl.load(left, mask=live[:, None], other=0.0)
-            w = tl.load(right, mask=known[None, :], other=0.0)
+            a = tl.load(left, mask=known[:, None], other=0.0)
+            b = tl.load(right, mask=live[None, :], other=0.0)
         else:
             inside = i + k < C_IN
-            a = tl.load(left, mask=live[:, None] & inside[None, :], other=0.0)
-            w = tl.load(right, mask=known[None, :] & inside[:, None], other=0.0)
-        acc = tl.dot(a, w, acc, input_precision=PRECISION)
-        left += BLOCK_K * SC
-        right += BLOCK_K
+            a = tl.load(left, mask=known[:, None] & inside[None, :], other=0.0)
+            b = tl.load(right, mask=live[None, :] & inside[:, None], other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        left += BLOCK_K
+        right += BLOCK_K * SC
     centre, _, scale, shift = channel(mean, var, gamma, beta, eps, c, C)
     if bias is not None:
         centre -= tl.load(bias + c, mask=known, other=0.0).to(tl.float32)
-    # Centring the product first would save no digits, which it has lost already, and would cost registers.
-    z = acc * scale[None, :] + (shift - centre * scale)[None, :]
+    z = (acc - centre[:, None]) * scale[:, None] + shift[:, None]
     # Not a maximum: that would turn NaN into 0.
     z = tl.where(z <= 0, 0.0, z)
-    for b in range(tile * BLOCK_N // n, (min((tile + 1) * BLOCK_N, total) - 1) // n + 1):
-        own = tl.sum(tl.where((image == b)[:, None], z, 0.0), 0)
-        tl.store(parts + tl.cast(tile + b, tl.int64) * C + c, own, mask=known)
+    for image in range(tile * BLOCK_N // n, (min((tile + 1) * BLOCK_N, total) - 1) // n + 1):
+        own = (t >= image * n) & (t < (image + 1) * n)
+        part = tl.sum(tl.where(own[None, :], z, 0.0), 1)
+        tl.store(parts + tl.cast(tile + image, tl.int64) * C + c, part, mask=known)
 
 
 @triton.jit(do_not_specialize=["n", "bits"])

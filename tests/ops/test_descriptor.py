@@ -119,8 +119,10 @@ def test_blocks_are_smaller_than_the_descriptors(monkeypatch):
     assert 0 < largest <= 100 * 16
 
 
+@pytest.mark.parametrize("widened_first", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_encoding_in_narrow_types(dtype):
+def test_encoding_in_narrow_types(monkeypatch, dtype, widened_first):
+    monkeypatch.setattr(descriptor, "_slow_in_16_bits", lambda x: widened_first)
     args = narrowed(encode_inputs(4, 96, 7, 7, 80, 32), dtype)
     exact = af.encode_descriptors(*widened(args), impl="reference")[1]
     ours, plain = (af.encode_descriptors(*args, impl=impl)[1] for impl in ("torch", "reference"))
