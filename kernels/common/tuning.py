@@ -4,10 +4,11 @@ Off unless the environment has AGMH_FAST_AUTOTUNE=1, or =print, which also print
 literal that config.py could hold. A launcher asks after its heuristic, and gives itself, called the same way, as what
 is to be timed:
 
-    tuning = config.choose(features, slots)
-    tuning = fastest("peak_response.forward", shape, features, tuning, config.alternatives, lambda: forward(features))
+    default = config.choose(features, slots)
+    tuning = fastest("peak_response.forward", (slots,), features, default, config.tiles, lambda: forward(features))
 
-That inner call asks too, and is given the configuration being timed. The launcher must write nothing but new tensors.
+That inner call asks too, and is given the configuration being timed. It must write nothing but new tensors: no running
+statistics, no ticket.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ MODE = os.environ.get("AGMH_FAST_AUTOTUNE") or "0"
 _chosen: dict[Hashable, Any] = {}
 _trial = threading.local()
 _lock = threading.RLock()
+
+
+def around(size: int) -> list[int]:
+    """Half and twice the size of a tile: at least 16, a tensor core's own. None where the tile has no such size."""
+    return [other for other in (size // 2, 2 * size) if other >= 16]
 
 
 def variants(part: Config, **fields: Iterable[Any]) -> list[Config]:
@@ -59,18 +65,20 @@ def fastest(
     default: Config,
     alternatives: Callable[[Config], Mapping[str, Iterable[Any]]],
     run: Run,
-    timer: Callable[[Run], float] = milliseconds,
 ) -> Config:
     """`default`, or with AGMH_FAST_AUTOTUNE the fastest found by replacing its fields one after the other.
 
-    shape: what a choice holds for beside the default, the tensor's device and dtype. alternatives: field -> other
-    values, asked once a choice. A configuration that does not compile or fit is passed over. Nothing is measured while
-    a CUDA graph is captured, in the interpreter, or under `torch.use_deterministic_algorithms(True)`, where two
-    processes must not choose differently.
+    A choice is kept for the kernel, the default, the tensor's device, dtype, strides and shape, whose first size counts
+    up to a power of two, and whatever else `shape` names. alternatives: field -> other values, asked once a choice. A
+    configuration that does not compile or fit is passed over. Nothing is measured while a CUDA graph is captured, in
+    the interpreter, or under `torch.use_deterministic_algorithms(True)`, where two processes must not choose
+    differently: what was chosen before is used, else the default.
     """
     if MODE == "0":
         return default
-    key = (kernel, shape, tensor.device, tensor.dtype, default)
+    batch, *sizes = tensor.shape
+    form = (1 << max(batch - 1, 0).bit_length(), *sizes), tensor.stride()[1:]
+    key = (kernel, (*form, shape), tensor.device, tensor.dtype, default)
     trials = _trial.__dict__
     if key in trials:
         return trials[key]
@@ -79,7 +87,7 @@ def fastest(
             return default
         with _lock, torch.no_grad(), torch.cuda.device_of(tensor):
             if key not in _chosen:
-                _chosen[key] = _search(key, default, alternatives(default), run, timer)
+                _chosen[key] = _search(key, default, alternatives(default), run)
     return _chosen[key]
 
 
@@ -98,14 +106,13 @@ def _search(
     default: Config,
     alternatives: Mapping[str, Iterable[Any]],
     run: Run,
-    timer: Callable[[Run], float],
 ) -> Config:
     """The default improved field by field; a field's best value stands while the next is tried."""
-    best, time = default, _timed(key, default, run, timer)
+    best, time = default, _timed(key, default, run)
     first = time
     for field, values in alternatives.items():
         for candidate in [dataclasses.replace(best, **{field: value}) for value in values]:
-            if candidate != best and (taken := _attempt(key, candidate, run, timer)) < time:
+            if candidate != best and (taken := _attempt(key, candidate, run)) < time:
                 best, time = candidate, taken
     if MODE == "print":
         kernel, shape, device, dtype, _ = key
@@ -114,20 +121,20 @@ def _search(
     return best
 
 
-def _timed(key: Hashable, candidate: Any, run: Run, timer: Callable[[Run], float]) -> float:
+def _timed(key: Hashable, candidate: Any, run: Run) -> float:
     """Time of `run` with `candidate` in the place of the heuristic's choice."""
     _trial.__dict__[key] = candidate
     try:
-        return timer(run)
+        return milliseconds(run)
     finally:
         del _trial.__dict__[key]
 
 
-def _attempt(key: Hashable, candidate: Any, run: Run, timer: Callable[[Run], float]) -> float:
+def _attempt(key: Hashable, candidate: Any, run: Run) -> float:
     """As `_timed`, infinite where Triton cannot compile the candidate or the GPU has not the room for it."""
     from triton.errors import TritonError
 
     try:
-        return _timed(key, candidate, run, timer)
+        return _timed(key, candidate, run)
     except TritonError:
         return math.inf

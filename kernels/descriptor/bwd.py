@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, dense, strides
 from agmh_fast.kernels.common.memory import like
+from agmh_fast.kernels.common.tuning import fastest
 from agmh_fast.kernels.descriptor import config
 from agmh_fast.kernels.descriptor.fwd import channel
 from torch import Tensor
@@ -143,7 +144,11 @@ def backward(
         dpooled = dpooled.contiguous()
     sb, _, sp, sc = strides(y, 1)
     align = alignment(n, sc)
-    tile = config.choose_norm(y, 0 if sc == 1 else align)
+    default = config.choose_norm(y, 0 if sc == 1 else align)
+    tile = fastest(
+        "descriptor.backward", (dfeatures is None, dpooled is None, training), y, default, config.sum_alternatives,
+        lambda: backward(dfeatures, dpooled, y, mean, var, gamma, beta, training, eps),
+    )  # fmt: skip
     shape = {"SP": sp, "SC": sc, "ALIGN": align, "C": channels}
     tiles = {"BLOCK_N": tile.positions, "BLOCK_C": tile.channels, "num_warps": tile.warps}
     parts = y.new_empty(tile.splits, 2, channels, dtype=torch.float32)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from agmh_fast.kernels.common.device import capability, padded, precision
+from agmh_fast.kernels.common.tuning import around
 from torch import Tensor
 
 # Programs that share a channel's sum over positions: their parts are combined in one tile of this many rows.
@@ -60,3 +62,22 @@ def choose_encode(x: Tensor) -> EncodeConfig:
         return EncodeConfig(mode, 128, 256, wide, 8, 3)
     # GPUs from 120 on have the shared memory of the smaller ones before 90. With 16 warps there would be no tcgen05.
     return EncodeConfig(mode, 128, 128, wide, 8, 4 if 100 <= cc < 120 else 3)
+
+
+def norm_alternatives(tile: NormConfig) -> dict[str, list[Any]]:
+    """What autotuning tries in place of an element-wise kernel's tile."""
+    return {"positions": around(tile.positions), "channels": around(tile.channels), "warps": [4, 8]}
+
+
+def sum_alternatives(tile: NormConfig) -> dict[str, list[Any]]:
+    """What autotuning tries in place of the tile and splits of a sum over positions."""
+    splits = [splits for splits in (tile.splits // 2, 2 * tile.splits) if 0 < splits <= MAX_SPLITS]
+    return norm_alternatives(tile) | {"splits": splits}
+
+
+def encode_alternatives(tile: EncodeConfig) -> dict[str, list[Any]]:
+    """What autotuning tries in place of the convolution's tile; nothing in exact float32, which compiles for long."""
+    if tile.precision == "ieee":
+        return {}
+    sizes = {name: around(getattr(tile, name)) for name in ("positions", "channels", "inner")}
+    return sizes | {"warps": [4, 8], "stages": [2, 3, 4]}

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, dense, strides
+from agmh_fast.kernels.common.tuning import fastest
 from agmh_fast.kernels.descriptor import config
 from agmh_fast.kernels.descriptor.fwd import channel
 from torch import Tensor
@@ -135,7 +136,12 @@ def encode(
     """
     batch, inputs, height, width = x.shape
     (channels, _), bits = weight.shape, hash_weight.shape[0]
-    n, x, tile = height * width, _copyable(x), config.choose_encode(x)
+    n, x = height * width, _copyable(x)
+    default = config.choose_encode(x)
+    tile = fastest(
+        "descriptor.encode", (channels, bits), x, default, config.encode_alternatives,
+        lambda: encode(x, weight, bias, gamma, beta, mean, var, hash_weight, eps),
+    )  # fmt: skip
     total, new = batch * n, x.new_empty
     sb, _, sp, sc = strides(x, 1)
     tiles = triton.cdiv(total, tile.positions)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, dense, strides
 from agmh_fast.kernels.common.memory import like
+from agmh_fast.kernels.common.tuning import fastest
 from agmh_fast.kernels.descriptor import config
 from torch import Tensor
 
@@ -154,7 +155,11 @@ def batch_statistics(
     n, y = height * width, dense(y)
     sb, _, sp, sc = strides(y, 1)
     align = alignment(n, sc)
-    tile = config.choose_norm(y, 0 if sc == 1 else align)
+    default = config.choose_norm(y, 0 if sc == 1 else align)
+    tile = fastest(
+        "descriptor.statistics", (), y, default, config.sum_alternatives,
+        lambda: batch_statistics(y, None, None, momentum),
+    )  # fmt: skip
     parts = y.new_empty(3, tile.splits, channels, dtype=torch.float32)
     mean, var = (y.new_empty(channels, dtype=torch.float32) for _ in range(2))
     statistics[(triton.cdiv(channels, tile.channels), tile.splits)](
@@ -174,7 +179,11 @@ def forward(y: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, e
     n, y = height * width, dense(y)
     sb, _, sp, sc = strides(y, 1)
     align = alignment(n, sc)
-    tile = config.choose_norm(y, 0 if sc == 1 else align)
+    default = config.choose_norm(y, 0 if sc == 1 else align)
+    tile = fastest(
+        "descriptor.forward", (), y, default, config.norm_alternatives,
+        lambda: forward(y, mean, var, gamma, beta, eps),
+    )  # fmt: skip
     features, pooled = like(y), y.new_empty(batch, channels, dtype=torch.float32)
     normalize[(batch * triton.cdiv(channels, tile.channels),)](
         y, mean, var, gamma, beta, features, pooled, eps, sb, n, SP=sp, SC=sc, ALIGN=align, C=channels,

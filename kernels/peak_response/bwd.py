@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, batches, dense, strides
+from agmh_fast.kernels.common.tuning import fastest
 from agmh_fast.kernels.peak_response import config
 from agmh_fast.kernels.peak_response.parameters import parameter_gradients, unit_of
 from torch import Tensor
@@ -312,12 +313,19 @@ def backward(
     batch, _, height, width = features.shape
     descriptors, slots, channels = weight.shape
     n, total, features = height * width, batch * height * width, dense(features)
-    tuning, new = config.choose(features, slots), features.new_empty
+    training, new, default = attention_cov.numel() > 0, features.new_empty, config.choose(features, slots)
+    tuning = fastest(
+        "peak_response.backward", (descriptors, slots, training), features, default, config.backward_alternatives,
+        lambda: backward(
+            grad, features, weight, projection, gamma, peaks, channel, attention, slot_sum, mean, var, attention_mean,
+            attention_cov, eps,
+        ),
+    )  # fmt: skip
     shape = {"C": channels, "K": slots, "BLOCK_K": tuning.slots}
     peaks, channel = (x.transpose(0, 1).contiguous() for x in (peaks, channel))
     units = _largest(grad, peaks) if features.dtype == torch.float16 else None
     sums, g = _channel_sums(grad, peaks, channel, attention, units, channels, tuning)
-    moments_of_h = (attention_mean, attention_cov) if attention_cov.numel() > 0 else (None, None)
+    moments_of_h = (attention_mean, attention_cov) if training else (None, None)
     grads, parts = parameter_gradients(
         sums, weight, projection, gamma, mean, var, *moments_of_h, units, total, eps, features.dtype, tuning
     )

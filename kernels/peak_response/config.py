@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from agmh_fast.kernels.common.device import capability, padded, precision
+from agmh_fast.kernels.common.tuning import around, variants
 from torch import Tensor
 
 MAX_SLOTS = 128
@@ -110,3 +112,27 @@ def choose(features: Tensor, slots: int) -> Config:
         spread=Tile(128 if half and cc >= 100 else 32 if strict else 64, wide, 8, 2 if strict else stages),
         weight_gradient=Tile(64 if half else 32, 128, 8, 3),
     )
+
+
+def forward_alternatives(tuning: Config) -> dict[str, list[Any]]:
+    """What autotuning tries in place of the tiles that forward takes."""
+    return _alternatives(tuning, "attend", "gram", "statistics", "peak")
+
+
+def backward_alternatives(tuning: Config) -> dict[str, list[Any]]:
+    """What autotuning tries in place of the tiles that backward takes."""
+    kernels = "channel_sums", "channel_gradients", "feedback", "slot_sums", "spread", "weight_gradient"
+    return _alternatives(tuning, *kernels)
+
+
+def _alternatives(tuning: Config, *kernels: str) -> dict[str, list[Any]]:
+    """Tiles around each of these, and splits. None in exact float32: its tiles compile for long."""
+    if tuning.precision == "ieee":
+        return {}
+    tried: dict[str, list[Any]] = {}
+    for kernel in kernels:
+        tile = getattr(tuning, kernel)
+        # Fewer positions than all would have `attend` compute its logits twice.
+        positions = [] if kernel == "attend" else around(tile.positions)
+        tried[kernel] = variants(tile, positions=positions, channels=around(tile.channels), warps=(4, 8), stages=(2, 3))
+    return tried | {"splits": [splits for splits in (tuning.splits // 2, 2 * tuning.splits) if splits]}

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from agmh_fast.kernels.common.layout import aligned, alignment, batches, dense, strides
+from agmh_fast.kernels.common.tuning import fastest
 from agmh_fast.kernels.peak_response import config, moments
 from torch import Tensor
 
@@ -264,7 +265,11 @@ def forward(
     descriptors, slots, channels = weight.shape
     n, total, features = height * width, batch * height * width, dense(features)
     dtype, new = features.dtype, features.new_empty
-    tuning = config.choose(features, slots)
+    default = config.choose(features, slots)
+    tuning = fastest(
+        "peak_response.forward", (descriptors, slots, stats is None), features, default, config.forward_alternatives,
+        lambda: forward(features, weight, projection, gamma, beta, stats, eps),
+    )  # fmt: skip
     sb, sd, sp, sc = strides(features, descriptors)
     h, slot_sum = new(descriptors, total, slots), new(descriptors, total, dtype=torch.float32)
     tile = tuning.attend

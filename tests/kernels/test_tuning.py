@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
 from agmh_fast.kernels.common import tuning
-from agmh_fast.kernels.common.tuning import fastest, variants
+from agmh_fast.kernels.common.tuning import around, fastest, variants
 from agmh_fast.kernels.peak_response import config
 from triton.runtime.errors import OutOfResources
 
@@ -41,7 +42,8 @@ class Launcher:
         self.tensor = torch.empty(2)
 
     def __call__(self, default=DEFAULT):
-        return fastest("kernel", self.shape, self.tensor, default, alternatives, self, self.timer)
+        with mock.patch.object(tuning, "milliseconds", self.timer):
+            return fastest("kernel", self.shape, self.tensor, default, alternatives, self)
 
     def timer(self, run):
         self.tried.append(run())
@@ -84,6 +86,37 @@ def test_a_choice_is_kept_for_its_shape_dtype_and_default():
         other.tensor = launcher.tensor.half() if change == "dtype" else launcher.tensor
         other(Config(2, DEFAULT.tile) if change == "default" else DEFAULT)
         assert other.tried, change
+
+
+@pytest.mark.usefixtures("measuring")
+def test_a_choice_is_kept_for_its_layout_and_a_power_of_two_of_images():
+    def measures(*size, last=False):
+        launcher = Launcher(lambda c: c.tile.rows)
+        launcher.tensor = torch.empty(size).transpose(1, 2) if last else torch.empty(size)
+        launcher()
+        return bool(launcher.tried)
+
+    assert measures(5, 3, 3)
+    assert not measures(8, 3, 3)
+    assert measures(9, 3, 3)
+    assert measures(8, 3, 4)
+    assert measures(8, 3, 3, last=True)
+    assert measures(0, 3, 3)
+
+
+@pytest.mark.usefixtures("measuring")
+def test_a_choice_holds_where_nothing_may_be_measured(monkeypatch):
+    """In a graph's capture, say: what was chosen before it."""
+    launcher = Launcher(lambda c: c.tile.rows)
+    chosen = launcher()
+    monkeypatch.setattr(tuning, "_measurable", lambda tensor: False)
+    assert launcher() == chosen != DEFAULT
+    launcher.shape = "another"
+    assert launcher() == DEFAULT
+
+
+def test_sizes_around_another():
+    assert [around(size) for size in (64, 16, 0)] == [[32, 128], [32], []]
 
 
 @pytest.mark.usefixtures("measuring")
