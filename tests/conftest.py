@@ -1,7 +1,12 @@
 """Uninitialised memory is poisoned in every test: NaN in floating tensors, the largest value in integer ones."""
 
+import os
+
 import pytest
 import torch
+
+# cuBLAS reads it at its first use; without it products on a GPU are refused under deterministic algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -103,6 +104,11 @@ def test_what_cannot_be_run_is_neither_passed_nor_failed(gpu, python, tmp_path):
 def test_stages_beyond_the_total_time_are_not_begun(gpu, python, tmp_path):
     assert gpu.run_all([python("late", "pass")], tmp_path, 0) == 3
     assert _summary(tmp_path)["late"]["reason"] == "no time left"
+
+
+def test_the_tests_let_cublas_be_deterministic():
+    """By tests/conftest.py, so that a plain `pytest -m gpu` has it too."""
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
 
 
 def test_all_passed(gpu, python, tmp_path):
