@@ -204,9 +204,10 @@ def asymmetric_hashing_loss(
 ) -> HashingLoss:
     """Pairwise and quantization loss of a batch against all N database codes, in time independent of N.
 
-    embedding: (B, bits) floating, differentiable; items: (B,) int64 database positions of the batch (0 <= item < N;
-    out of range is an IndexError on a CPU and a device assertion on a GPU); state: after `begin_iteration`. Returns
-    scalars, at least float32. Source: docs/math.md §4; Jiang and Li, AAAI 2018.
+    embedding: (B, bits) floating, differentiable; items: (B,) integer database positions of the batch (0 <= item < N;
+    out of range is an IndexError on a CPU, and on a GPU NaN in the losses and the image's gradient, or with
+    impl="torch" a device assertion); state: after `begin_iteration`. Returns scalars, at least float32. Source:
+    docs/math.md §4; Jiang and Li, AAAI 2018.
     """
     _hashing.check_loss(embedding, items, state)
     return _hashing.hashing_loss(embedding, items, state, impl=impl)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from agmh_fast.errors import InputError, require, require_int
-from agmh_fast.ops import compiled
+from agmh_fast.ops import compiled, hashing_triton
 from agmh_fast.ops.codes import MAX_BITS
 from agmh_fast.ops.registry import Op
 from agmh_fast.ops.threads import get_num_threads
@@ -194,10 +194,14 @@ class _FusedLoss(torch.autograd.Function):
         return (_scaled_once if torch.is_grad_enabled() else _scaled)(ctx, *upstream)
 
 
-def _fake_loss(embedding: Tensor, *_: object) -> tuple[Tensor, ...]:
-    dtype = torch.promote_types(embedding.dtype, torch.float32)
-    losses = (embedding.new_empty((), dtype=dtype) for _ in range(3))
-    return *losses, embedding.new_empty((3, *embedding.shape), dtype=dtype)
+def _kernel_loss_obstacle(embedding: Tensor, items: Tensor, state: HashingState) -> str | None:
+    return hashing_triton.loss_obstacle(embedding, items, state.groups)
+
+
+@hashing_loss.register("triton", obstacle=_kernel_loss_obstacle)
+def _loss_by_kernels(embedding: Tensor, items: Tensor, state: HashingState) -> HashingLoss:
+    arguments = items, state.groups, state.targets, state.square_sums, state.gram, state.codes, state.gamma
+    return HashingLoss(*_FusedLoss.apply("triton_hashing_loss", embedding, *arguments))
 
 
 def _compiled_loss_obstacle(embedding: Tensor, items: Tensor, state: HashingState) -> str | None:
@@ -264,6 +268,16 @@ def _sweep_inputs(state: HashingState, embeddings: Tensor, sampled: Tensor) -> t
     return targets, own, u, (u.T @ u).fill_diagonal_(0)
 
 
+def _kernel_step_obstacle(state: HashingState, *_: object) -> str | None:
+    return hashing_triton.step_obstacle(state.codes)
+
+
+@discrete_step.register("triton", obstacle=_kernel_step_obstacle)
+def _step_by_kernel(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
+    targets, own, u, gram = _sweep_inputs(state, embeddings, sampled)
+    return torch.ops.agmh_fast.triton_discrete_step(state.codes, targets, state.groups, own, u, gram, state.gamma)
+
+
 def _engine_obstacle(state: HashingState, *_: object) -> str | None:
     return compiled.cpu_obstacle("the labels", state.groups)
 
@@ -302,9 +316,5 @@ def _step_dense(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Ten
 @compiled.on_load
 def _describe() -> None:
     """Shapes and dtypes of the compiled ops, for torch.compile."""
-
-    torch.library.register_fake("agmh_fast::hashing_loss")(_fake_loss)
-
-    @torch.library.register_fake("agmh_fast::discrete_step")
-    def updated(codes: Tensor, *_: object) -> Tensor:
-        return torch.empty_like(codes)
+    torch.library.register_fake("agmh_fast::hashing_loss")(hashing_triton.loss_fake)
+    torch.library.register_fake("agmh_fast::discrete_step")(hashing_triton.step_fake)

@@ -20,8 +20,10 @@ from triton_compile import Launch, recording
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 PREFIX = "agmh_fast.kernels."
-# Images, descriptors, channels a descriptor, height and width, memory slots, bits.
-B, D, C, H, W, K, BITS = 32, 6, 512, 14, 14, 128, 48
+# Images, descriptors, channels a descriptor, height and width, memory slots.
+B, D, C, H, W, K = 32, 6, 512, 14, 14, 128
+# Bits, database items, label groups, sampled items.
+BITS, N, GROUPS, M = 48, 75_750, 101, 2000
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -60,7 +62,32 @@ def descriptor(dtype: torch.dtype) -> None:
     encode.encode(x, weight, vector, vector, vector, mean, var, _meta(BITS, D * C), 1e-5)
 
 
-FOLDERS = {"peak_response": peak_response, "dispersion": dispersion, "descriptor": descriptor}
+def discrete(dtype: torch.dtype) -> None:
+    from agmh_fast.kernels.discrete import kernel
+
+    double, index = torch.float64, _meta(N, dtype=torch.int64)
+    targets, u, gram = (_meta(rows, BITS, dtype=double) for rows in (GROUPS, M, BITS))
+    kernel.discrete_step(_meta(N, BITS), targets, index, index, u, gram, 200.0)
+
+
+def hashing_loss(dtype: torch.dtype) -> None:
+    from agmh_fast.kernels.hashing_loss import kernel
+
+    double, groups = torch.float64, _meta(N, dtype=torch.int64)
+    targets, squares, gram = (_meta(*shape, dtype=double) for shape in ((GROUPS, BITS), (GROUPS,), (BITS, BITS)))
+    # A batch of one program, and one whose programs' parts a second kernel adds.
+    for batch in (B, 4 * B):
+        items = _meta(batch, dtype=torch.int64)
+        kernel.hashing_loss(_meta(batch, BITS), items, groups, targets, squares, gram, _meta(N, BITS), 200.0)
+
+
+FOLDERS = {
+    "peak_response": peak_response,
+    "dispersion": dispersion,
+    "descriptor": descriptor,
+    "discrete": discrete,
+    "hashing_loss": hashing_loss,
+}
 
 
 def published_launches(

@@ -111,6 +111,8 @@ def _source(launch: Launch) -> ASTSource:
             continue
         if isinstance(value, Tensor):
             signature[name] = f"*{_TYPES[value.dtype]}"
+        elif parameter.annotation_type:
+            signature[name] = parameter.annotation_type
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
         else:

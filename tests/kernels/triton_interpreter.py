@@ -174,7 +174,8 @@ class _Builder(interpreter.InterpreterBuilder):
         return super().create_fp_to_fp(src, dst_type, rounding_mode)
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-        left, right = (np.asarray(_widened(x).data, dtype=np.float32) for x in (a, b))
+        wide = np.float64 if d.dtype.scalar == tl.float64 else np.float32
+        left, right = (np.asarray(_widened(x).data, dtype=wide) for x in (a, b))
         if a.dtype.scalar == tl.float32 and input_precision == interpreter._ir.INPUT_PRECISION.TF32:
             left, right = _tf32(left), _tf32(right)
         return Handle(left @ right + d.data, d.dtype.scalar)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import relative_error
+from hashing_cases import make_state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,23 +21,12 @@ from agmh_fast.train import HashingState
 BUDGET = 1e-12
 
 
-def _labels(kind: str, count: int, classes: int = 5) -> torch.Tensor:
-    return torch.randint(0, classes, (count,)) if kind == "single" else torch.rand(count, classes) < 0.3
-
-
-def _state(kind: str, count: int, bits: int, m: int, seed: int = 0) -> tuple[HashingState, torch.Tensor]:
-    state = HashingState(_labels(kind, count), bits, gamma=3.5, seed=seed)
-    sampled = torch.randperm(count)[:m]
-    state.begin_iteration(sampled)
-    return state, sampled
-
-
 @pytest.mark.parametrize("kind", ["single", "multi"])
 @pytest.mark.parametrize(
     ("count", "bits", "m", "batch"), [(60, 12, 20, 7), (1, 1, 1, 1), (33, 48, 33, 33), (40, 3, 5, 2)]
 )
 def test_loss_and_gradient_agree_with_the_dense_form(kind, count, bits, m, batch):
-    state, sampled = _state(kind, count, bits, m)
+    state, sampled = make_state(kind, count, bits, m)
     items = sampled[torch.randint(0, m, (batch,))]
     embedding = torch.tanh(torch.randn(batch, bits, dtype=torch.float64)).requires_grad_()
     results = {}
@@ -49,7 +39,7 @@ def test_loss_and_gradient_agree_with_the_dense_form(kind, count, bits, m, batch
 
 def test_similarity_is_the_published_one():
     """S = ±1; r = ΣS/Σ(1−S); S ← S(1+r) − r, as a matrix."""
-    state, sampled = _state("single", 50, 8, 20)
+    state, sampled = make_state("single", 50, 8, 20)
     signs = torch.where(state.labels[sampled][:, None] == state.labels[None], 1.0, -1.0).double()
     r = signs.sum() / (1 - signs).sum()
     expected = signs * (1 + r) - r
@@ -61,7 +51,7 @@ def test_similarity_is_the_published_one():
 @pytest.mark.parametrize("kind", ["single", "multi"])
 @pytest.mark.parametrize(("count", "bits", "m"), [(60, 12, 20), (1, 1, 1), (9000, 16, 100), (33, 48, 33), (17, 512, 5)])
 def test_discrete_step_equals_the_dense_one(kind, count, bits, m, impl):
-    state, sampled = _state(kind, count, bits, m)
+    state, sampled = make_state(kind, count, bits, m)
     for _ in range(3):
         embeddings = torch.tanh(torch.randn(m, bits))
         s = reference.similarity(state.labels[sampled], state.labels)
@@ -73,7 +63,7 @@ def test_discrete_step_equals_the_dense_one(kind, count, bits, m, impl):
 
 
 def test_discrete_step_lowers_the_objective():
-    state, sampled = _state("single", 80, 8, 30)
+    state, sampled = make_state("single", 80, 8, 30)
     embeddings = torch.tanh(torch.randn(30, 8, dtype=torch.float64))
     s = reference.similarity(state.labels[sampled], state.labels)
 
@@ -103,7 +93,7 @@ def test_a_zero_score_is_plus_one():
 )
 def test_any_small_problem(count, bits, m, seed, kind):
     torch.manual_seed(seed)
-    state, sampled = _state(kind, count, bits, min(m, count), seed)
+    state, sampled = make_state(kind, count, bits, min(m, count), seed)
     embeddings = torch.tanh(torch.randn(len(sampled), bits, dtype=torch.float64))
     dense = af.asymmetric_hashing_loss(embeddings, sampled, state, impl="reference")
     ours = af.asymmetric_hashing_loss(embeddings, sampled, state, impl="torch")
@@ -166,7 +156,7 @@ def test_same_seed_same_start():
 
 def test_narrow_embeddings_under_autocast():
     """The sums are formed in float64 whatever autocast says: only the embedding's own rounding counts."""
-    state, sampled = _state("single", 60, 12, 20)
+    state, sampled = make_state("single", 60, 12, 20)
     embedding = torch.tanh(torch.randn(20, 12)).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = af.asymmetric_hashing_loss(embedding, sampled, state)
@@ -176,7 +166,7 @@ def test_narrow_embeddings_under_autocast():
 
 
 def test_compiles_whole():
-    state, sampled = _state("single", 60, 12, 20)
+    state, sampled = make_state("single", 60, 12, 20)
     embedding = torch.tanh(torch.randn(20, 12))
     step = torch.compile(
         lambda e: af.asymmetric_hashing_loss(e, sampled, state).total, fullgraph=True, backend="aot_eager"
