@@ -138,6 +138,19 @@ def test_a_long_run_learns(device):
     assert losses[-10:].mean() < 0.8 * losses[:10].mean()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_outer_iterations_go_on_from_new_codes(device):
+    """Train, take the discrete step, begin again: by what `auto` takes, whose codes are those of torch."""
+    model = Training(device, compiled=False)
+    sampled = torch.arange(COUNT, device=device)
+    for _ in range(2):
+        assert _steps(model, device, 3).isfinite().all()
+        embeddings = torch.randn(COUNT, model.state.bits, device=device).tanh()
+        expected = af.functional.OPS["update_database_codes"](model.state, embeddings, sampled, impl="torch")
+        assert torch.equal(af.functional.update_database_codes(model.state, embeddings, sampled), expected)
+        model.state.begin_iteration(sampled)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gpu_memory_does_not_grow(compiled):

@@ -46,6 +46,18 @@ def _product(left, right, out, N: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _double_product(left, right, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    at = i[:, None] * N + i[None, :]
+    tl.store(out + at, tl.dot(tl.load(left + at), tl.load(right + at), out_dtype=tl.float64))
+
+
+@triton.jit(do_not_specialize=["scale"])
+def _scaled(source, target, scale: tl.float64):
+    tl.store(target, tl.load(source) * scale)
+
+
+@triton.jit
 def _add_to_one_place(source, target, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.atomic_add(target, tl.sum(tl.load(source + i), 0), sem="relaxed")
@@ -163,6 +175,27 @@ def test_tf32_keeps_ten_bits_and_ieee_all():
             _product[(1,)](left, right, result, N=32, PRECISION=mode)
     assert (out["tf32"] == 2).all()
     assert (out["ieee"] == 2 * (1 + 2.0**-12)).all()
+
+
+def test_double_products_keep_all_bits():
+    left, right = torch.full((16, 16), 1 + 2.0**-40, dtype=torch.float64), torch.eye(16, dtype=torch.float64)
+    out = torch.empty(16, 16, dtype=torch.float64)
+    with interpreting():
+        _double_product[(1,)](left, right, out, N=16)
+    assert (out == 1 + 2.0**-40).all()
+
+
+@pytest.mark.parametrize("scale", [3, 1, 0.1])
+def test_an_annotated_scalar_is_what_it_says(scale):
+    source, target = torch.ones(2, dtype=torch.float64)
+    with interpreting():
+        _scaled[(1,)](source, target, scale)
+    assert target == scale
+    with recording() as launches:
+        _scaled[(1,)](*(torch.empty(1, dtype=torch.float64, device="meta") for _ in range(2)), scale)
+    # A double comes in two registers and is multiplied as one.
+    assert compile_launch(launches[0], 90).count("DMUL") == 1
+    assert compile_launch(launches[0], 90).count("F2F") == 0
 
 
 def test_compiling_needs_no_gpu_and_counts_tensor_core_instructions():
