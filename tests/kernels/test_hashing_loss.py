@@ -262,7 +262,7 @@ def test_machine_code(capability):
     for launch, code in zip(launches, codes, strict=True):
         assert code.spills == 0, (launch.name, launch.arguments["L"])
         assert code.shared <= SHARED_MEMORY[capability]
-        assert code.matrix_products == 0
+        assert code.matrix_products == code.count("DMMA")
         if launch.name == "losses_and_gradients":
             assert code.count("DMMA") > 0 or capability == 100
 

@@ -79,7 +79,7 @@ class MachineCode:
     @property
     def matrix_products(self) -> int:
         """Tensor-core instructions of any generation."""
-        return self.count("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "UTCMMA")
+        return self.count("DMMA", "HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "UTCMMA")
 
 
 @contextlib.contextmanager
