@@ -20,11 +20,20 @@ def require(condition: bool, message: str) -> None:
 
 def require_int(name: str, value: object, low: int, high: int | None = None) -> int:
     """Return `value` as an int if it is a whole number in [low, high]; booleans are refused."""
-    limit = f"of at least {low}" if high is None else f"from {low} to {high}"
     try:
         number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise InputError(f"{name} must be a whole number {limit}, got {value!r}") from None
-    fits = not isinstance(value, bool) and number >= low and (high is None or number <= high)
-    require(fits, f"{name} must be a whole number {limit}, got {value!r}")
+    except Exception:  # whatever the value's own __index__ raises
+        number = None
+    if number is None or isinstance(value, bool) or number < low or (high is not None and number > high):
+        limit = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"{name} must be a whole number {limit}, got {shown(value)}")
     return number
+
+
+def shown(value: object) -> str:
+    """`value` for a message: on one line, and short."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # integers of thousands of digits, faulty __repr__
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -4,36 +4,83 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from agmh_fast.errors import InputError, require
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
+
+# The start of a target's name that its temporary files carry: a name has 255 bytes at most.
+_STEM = 200
+
+
+def as_path(path: str | bytes | os.PathLike[str]) -> Path:
+    """`path` as a Path; raises InputError for what names no file."""
+    try:
+        return Path(os.fsdecode(path))
+    except TypeError:
+        raise InputError(f"path must be a str or an os.PathLike, got {type(path).__name__}") from None
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed.
 
-    Raises InputError if the folder is missing or not writable.
+    A process that is killed leaves its temporary file, `.name.` and 16 hexadecimal digits; the next write to the same
+    path removes it. Raises InputError if the folder is missing or not writable.
     """
-    target = Path(path)
+    target = as_path(path)
     require("\0" not in str(target), f"a path cannot hold a NUL character: {str(target)!r}")
     require(target.parent.is_dir(), f"there is no folder {str(target.parent)!r} to write {target.name!r} in")
     require(not target.is_dir(), f"cannot write {str(target)!r}: it is a folder")
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}")
+    _remove_left_over(target)
     try:
-        temporary.touch(exist_ok=False)
+        temporary, held = _create_locked(target)
     except OSError as error:
         raise InputError(f"cannot write in {str(target.parent)!r}: {error.strerror}") from error
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with held:
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _create_locked(target: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `target`, locked for as long as this process lives or holds it open."""
+    while True:
+        temporary = target.with_name(f".{target.name[:_STEM]}.{secrets.token_hex(8)}")
+        file = temporary.open("xb")
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks: nobody can take it for left over either
+                fcntl.flock(file, fcntl.LOCK_EX)
+        # Before it was locked, another process may have taken it for left over.
+        if os.fstat(file.fileno()).st_nlink > 0:
+            return temporary, file
+        file.close()
+
+
+def _remove_left_over(target: Path) -> None:
+    """Remove temporary files of `target` whose process is gone: they are locked no more."""
+    if fcntl is None:
+        return
+    ours = re.compile(re.escape(f".{target.name[:_STEM]}.") + "[0-9a-f]{16}")
+    with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
+        found = [entry.path for entry in entries if ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
+        for path in found:
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:

@@ -199,6 +199,8 @@ PYBIND11_MODULE(_engine, module) {
       .def(py::init<int>(), "bits"_a)
       .def_static("map", &map_arrays, "bits"_a, "rows"_a.noconvert(), "ids"_a.noconvert(), "next_id"_a)
       .def_property_readonly("bits", &agmh::Index::bits)
+      .def_property_readonly("mapped", py::cpp_function(&agmh::Index::mapped, py::call_guard<Unlocked>()),
+                             "Whether it reads arrays that it was given, and no change has made it copy them.")
       .def("__len__", &agmh::Index::size, py::call_guard<Unlocked>())
       .def("snapshot", &snapshot, "Read-only (padded rows, ids, next_id) of this moment, without a copy.")
       .def("add", &add_codes, "codes"_a.noconvert(), "ids"_a.noconvert() = py::none())

@@ -70,18 +70,26 @@ def check_layout(name: str, codes: object, bits: int) -> Tensor:
     """The tensor if it is (N, ceil(bits / 8)) uint8; InputError otherwise."""
     if not isinstance(codes, Tensor):
         raise InputError(f"{name} must be a NumPy array or a torch tensor of packed codes, got {type(codes).__name__}")
-    require(codes.layout == torch.strided, f"{name} must be a dense tensor, got {codes.layout}; call .to_dense()")
-    if codes.dtype != torch.uint8:
-        wide = codes.dtype in (torch.int64, torch.uint64, torch.int32, torch.uint32)
-        how = "view its words as bytes: .view(uint8)" if wide else "pack it with agmh_fast.pack_codes"
-        raise InputError(f"{name} must be uint8 rows of packed codes, got {_dtype(codes)}; {how}")
-    require(codes.dim() == 2, f"{name} must be (rows, bytes), got shape {tuple(codes.shape)}; one code is codes[None]")
-    width = (bits + 7) // 8
-    require(
-        codes.shape[1] == width,
-        f"{name} must have {width} bytes a row for {bits} bits (ceil(bits / 8)), got shape {tuple(codes.shape)}",
-    )
+    if codes.layout != torch.strided:
+        raise InputError(f"{name} must be a dense tensor, got {codes.layout}; call .to_dense()")
+    if codes.dtype != torch.uint8 or codes.dim() != 2 or codes.shape[1] != (bits + 7) // 8:
+        check_rows(name, _dtype(codes), tuple(codes.shape), bits)
     return codes
+
+
+def check_rows(name: str, dtype: str, shape: tuple[int, ...], bits: int) -> None:
+    """Raise InputError unless an array of this dtype and shape is (N, ceil(bits / 8)) uint8."""
+    width = (bits + 7) // 8
+    if dtype != "uint8":
+        how = "pack it with agmh_fast.pack_codes"
+        if dtype.lstrip("<>").startswith(("int32", "int64", "uint32", "uint64", "i4", "i8", "u4", "u8")):
+            how = "view its words as bytes: .view(uint8)"
+        if dtype == "int8" and shape[-1:] == (width,):
+            how = 'if its bytes have 128 taken off (sentence-transformers\' "binary"), give codes.view(uint8) ^ 128'
+        raise InputError(f"{name} must be uint8 rows of packed codes, got {dtype}; {how}")
+    require(len(shape) == 2, f"{name} must be (rows, bytes), got shape {shape}; one code is codes[None]")
+    wide = f"{name} must have {width} bytes a row for {bits} bits (ceil(bits / 8)), got shape {shape}"
+    require(shape[1] == width, wide)
 
 
 def _check_padding(name: str, codes: Tensor, bits: int) -> Tensor:

@@ -16,15 +16,12 @@ import torch
 from torch import Tensor
 
 from agmh_fast._version import __version__
-from agmh_fast.errors import InputError, require, require_int
-from agmh_fast.files import atomic_write
-from agmh_fast.ops.arrays import array_to_tensor
-from agmh_fast.ops.codes import check_bits, check_layout
+from agmh_fast.errors import InputError, require, require_int, shown
+from agmh_fast.files import as_path, atomic_write
+from agmh_fast.ops.codes import check_bits
 from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.search import index_file
-
-Array = Any
-"""A NumPy array or a torch tensor."""
+from agmh_fast.search.arguments import Array, allowed_items, id_list, packed_rows
 
 _MAX_K = 2**31 - 1
 
@@ -57,6 +54,7 @@ class HammingIndex:
         self._bits = check_bits(bits)
         self._device = _check_device(device)
         self._engine = _load_engine().Index(self._bits)
+        self._file: index_file.OpenFile | None = None
 
     def __len__(self) -> int:
         return len(self._engine)
@@ -89,16 +87,18 @@ class HammingIndex:
 
         Without ids they count on from the largest ever used, from 0 in a new index.
         """
-        rows = self._rows("codes", codes)
-        numbers = None if ids is None else _ids("ids", ids)
+        rows = packed_rows("codes", codes, self._bits)
+        numbers = None if ids is None else id_list("ids", ids)
         if numbers is not None:
             fit = len(numbers) == len(rows)
             require(fit, f"ids must have one entry for each of {len(rows)} codes, got {len(numbers)}")
-        self._engine.add(rows, numbers)
+        self._live().add(rows, numbers)
+        self._changed()
 
     def remove(self, ids: Array) -> None:
         """Remove the items with these ids, each in the index and given once; the others keep theirs."""
-        self._engine.remove(_ids("ids", ids))
+        self._live().remove(id_list("ids", ids))
+        self._changed()
 
     def search(
         self, queries: Array, k: int, mask: Array | None = None, max_distance: int | None = None
@@ -110,20 +110,24 @@ class HammingIndex:
         array of allowed ids, where ids that the index does not hold are ignored. max_distance: items farther away are
         left out.
         """
-        rows = self._rows("queries", queries)
-        k = require_int("k", k, 1, max(_MAX_K, len(self)))
-        limit = self.bits if max_distance is None else min(require_int("max_distance", max_distance, 0), self.bits)
-        allowed, allowed_ids = _mask(mask, len(rows))
-        found = self._engine.search(rows, k, limit, allowed, allowed_ids, get_num_threads())
-        return SearchResult(*_like(queries, found))
+        bits = self._bits
+        rows = packed_rows("queries", queries, bits)
+        if type(k) is not int or not 0 < k <= _MAX_K:
+            k = require_int("k", k, 1, max(_MAX_K, len(self)))
+        limit = bits if max_distance is None else min(require_int("max_distance", max_distance, 0), bits)
+        allowed, allowed_ids = allowed_items(mask, len(rows))
+        distances, ids = self._live().search(rows, k, limit, allowed, allowed_ids, get_num_threads())
+        if isinstance(queries, Tensor):
+            return SearchResult(torch.from_numpy(distances), torch.from_numpy(ids))
+        return SearchResult(distances, ids)
 
     def range_search(self, queries: Array, radius: int, mask: Array | None = None) -> RangeResult:
         """All items within `radius` (inclusive) of each query, by (distance, id); other arguments as `search`."""
-        rows = self._rows("queries", queries)
-        radius = min(require_int("radius", radius, 0), self.bits)
-        allowed, allowed_ids = _mask(mask, len(rows))
-        found = self._engine.range_search(rows, radius, allowed, allowed_ids, get_num_threads())
-        return RangeResult(*_like(queries, found))
+        rows = packed_rows("queries", queries, self._bits)
+        radius = min(require_int("radius", radius, 0), self._bits)
+        allowed, allowed_ids = allowed_items(mask, len(rows))
+        found = self._live().range_search(rows, radius, allowed, allowed_ids, get_num_threads())
+        return RangeResult(*(map(torch.from_numpy, found) if isinstance(queries, Tensor) else found))
 
     def to(self, device: str | torch.device) -> HammingIndex:
         """The index on `device`: itself if it is there already."""
@@ -144,10 +148,14 @@ class HammingIndex:
         """
         device = _check_device(device)
         engine = _load_engine()
-        contents = index_file.read(path, mmap)
+        contents, file = index_file.read(path, mmap)
         index = cls.__new__(cls)
         index._bits, index._device = contents.bits, device
-        index._engine = engine.Index.map(*contents)
+        try:
+            index._engine = engine.Index.map(*contents)
+        except InputError as error:
+            raise InputError(f"{os.fspath(path)!r} is damaged: {error}") from error
+        index._file = file
         return index
 
     @classmethod
@@ -174,10 +182,11 @@ class HammingIndex:
     @classmethod
     def from_npy(cls, path: str | os.PathLike[str], bits: int, device: str | torch.device = "cpu") -> HammingIndex:
         """The codes of a plain `.npy` file, (N, ceil(bits / 8)) uint8, with row numbers as ids."""
+        path = as_path(path)
         try:
             codes = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"cannot read {os.fspath(path)!r} as a .npy file: {error}") from error
+            raise InputError(f"cannot read {str(path)!r} as a .npy file: {error}") from error
         index = cls(bits, device)
         index.add(codes)
         return index
@@ -194,71 +203,31 @@ class HammingIndex:
             raise InputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from error
 
     def _contents(self) -> index_file.Contents:
-        rows, ids, next_id = self._engine.snapshot()
+        rows, ids, next_id = self._live().snapshot()
         return index_file.Contents(self.bits, rows, ids, next_id)
 
-    def _rows(self, name: str, codes: Array) -> np.ndarray:
-        """Codes as a NumPy array with adjoining bytes; set padding bits are the engine's to find."""
-        rows = check_layout(name, array_to_tensor(name, codes) if isinstance(codes, np.ndarray) else codes, self.bits)
-        here = rows.device == self.device
-        require(here, f"{name} are on {rows.device}, the index on {self.device}: move one of them")
-        return (rows if rows.stride(1) == 1 else rows.contiguous()).numpy()
+    def _live(self) -> Any:
+        """The engine, once the file that it reads, if any, is known to be what it was."""
+        if self._file is not None:
+            self._file.check()
+        return self._engine
+
+    def _changed(self) -> None:
+        """After a change: one of a mapped index went to a copy in memory, which needs the file no more."""
+        if self._file is not None and not self._engine.mapped:
+            self._file = None
 
 
 def _check_device(device: str | torch.device) -> torch.device:
     try:
         checked = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"device must be 'cpu', got {device!r}") from error
+        raise InputError(f"device must be 'cpu', got {shown(device)}") from error
     if checked.type == "cuda":
         require(torch.cuda.is_available(), f"device={str(device)!r}: there is no CUDA device; use device='cpu'")
         raise InputError(f"device={str(device)!r}: agmh_fast {__version__} has no search on GPUs yet; use device='cpu'")
     require(checked.type == "cpu", f"device must be 'cpu', got {str(device)!r}")
     return torch.device("cpu")  # 'cpu:0' is the same place, but compares unequal
-
-
-def _ids(name: str, ids: Array) -> np.ndarray:
-    """1-D contiguous int64."""
-    array = _as_array(name, ids)
-    if array.size == 0 and not isinstance(ids, np.ndarray):
-        array = array.astype(np.int64)  # an empty list has no type of its own
-    require(array.ndim == 1, f"{name} must be one-dimensional, got shape {array.shape}")
-    require(array.dtype.kind in "iu", f"{name} must be whole numbers, got {array.dtype}")
-    if array.dtype == np.uint64 and array.size:
-        require(int(array.max()) < 2**63, f"{name} must be below 2**63, got {int(array.max())}")
-    return np.ascontiguousarray(array, dtype=np.int64)
-
-
-def _as_array(name: str, values: Array) -> np.ndarray:
-    """NumPy's view of an array, a tensor or a list."""
-    if isinstance(values, Tensor):
-        require(values.device.type == "cpu", f"{name} must be on the CPU, got a tensor on {values.device}; move it")
-        values = values.detach()
-    try:
-        return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from error
-
-
-def _mask(mask: Array | None, queries: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(bool mask, None), (None, allowed ids) or (None, None)."""
-    if mask is None:
-        return None, None
-    array = _as_array("mask", mask)
-    if array.dtype != np.bool_:
-        # Bytes of 0 and 1 are nearly always a mask that lost its type; taken as ids they would allow items 0 and 1.
-        require(array.dtype not in (np.uint8, np.int8), f"mask must be bool, or int64 ids; got {array.dtype}")
-        return None, _ids("mask", mask)
-    require(array.ndim in (1, 2), f"mask must be (N,) or (Q, N), got shape {array.shape}")
-    if array.ndim == 2:
-        fit = array.shape[0] == queries
-        require(fit, f"mask must have one row for each of {queries} queries, got {array.shape[0]}")
-    return np.ascontiguousarray(array), None
-
-
-def _like(queries: Array, results: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
-    """The results as tensors where the queries are one."""
-    return tuple(torch.from_numpy(result) for result in results) if isinstance(queries, Tensor) else results
 
 
 def _load_engine() -> ModuleType:

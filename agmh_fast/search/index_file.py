@@ -2,30 +2,31 @@
 
 Metadata: format, version, bits, count, next_id, checksum. The checksum is the SHA-256 of the whole file with its own 64
 digits taken as zeros, so that a change of any byte shows. Rows are padded with zero bytes to 2, 4 or a multiple of 8,
-as the engine reads them: a mapped file is searched in place.
+as the engine reads them: a mapped file is searched in place. The header has one form only, the one written here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
 
 from agmh_fast.errors import InputError, require
-from agmh_fast.files import atomic_write
+from agmh_fast.files import as_path, atomic_write
 from agmh_fast.ops.codes import MAX_BITS
 
 FORMAT = "agmh_fast.HammingIndex"
 VERSION = 1
 _NO_CHECKSUM = "0" * 64
 _MAX_HEADER = 1 << 20
+# Bytes that a checksum takes at a time: between two of them an interrupt is heard.
+_CHUNK = 1 << 26
 
 
 class Contents(NamedTuple):
@@ -37,46 +38,78 @@ class Contents(NamedTuple):
     next_id: int
 
 
+class OpenFile:
+    """An index file held open while it is mapped: a file that is renamed over its path takes nothing from it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("rb", buffering=0)
+        self._opened = self._version()
+
+    def map(self) -> mmap.mmap | bytes:
+        """The whole file, read where it lies."""
+        size = self._opened[0]
+        if size == 0:
+            return b""  # which cannot be mapped
+        data = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
+        _advise(data, "MADV_SEQUENTIAL")
+        return data
+
+    def read(self) -> bytes:
+        """The whole file, in memory."""
+        with self._file:
+            return self._file.read()
+
+    def check(self) -> None:
+        """Raise InputError where the file was cut or written to in place since it was opened."""
+        try:
+            same = self._version() == self._opened
+        except OSError as error:
+            raise InputError(f"cannot read {str(self._path)!r} any more: {error.strerror}") from error
+        if not same:
+            raise InputError(f"{str(self._path)!r} was written to while it was mapped: load it again")
+
+    def _version(self) -> tuple[int, int]:
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
+
+
 def write(path: str | os.PathLike[str], contents: Contents) -> None:
     """Write atomically: a reader, or a crash at any instant, finds the old file or the new one."""
     ids, rows = np.ascontiguousarray(contents.ids), np.ascontiguousarray(contents.rows)
-    checksum = _digest(_header(contents, _NO_CHECKSUM), ids, rows)
+
+    def header(checksum: str) -> bytes:
+        return _header(contents.bits, len(ids), contents.next_id, checksum)
+
+    checksum = _digest(header(_NO_CHECKSUM), _bytes(ids), _bytes(rows))
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            for part in (_header(contents, checksum), _bytes(ids), _bytes(rows)):
+            for part in (header(checksum), _bytes(ids), _bytes(rows)):
                 file.write(part)
     except OSError as error:
-        raise InputError(f"cannot write {os.fspath(path)!r}: {error.strerror}; the file there is as it was") from error
+        name = os.fspath(path)
+        raise InputError(f"cannot write {name!r}: {error.strerror or error}; the file there is as it was") from error
 
 
-def read(path: str | os.PathLike[str], mmap: bool) -> Contents:
-    """Read and verify a file; with `mmap` the arrays are read-only views of the mapped file.
+def read(path: str | os.PathLike[str], mmap: bool) -> tuple[Contents, OpenFile | None]:
+    """Read and verify a file; with `mmap` the arrays are views of the mapped file, which is returned beside them.
 
     Raises InputError for a missing, foreign, truncated or changed file.
     """
-    path = Path(path)
+    path = as_path(path)
     require(os.path.isfile(path), f"there is no index file {str(path)!r}")
-    header, tensors, metadata = _open(path)
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} is not a file of an agmh_fast.HammingIndex")
-    if metadata.get("version") != str(VERSION):
-        newer = f"its format version is {metadata.get('version')}, this release reads {VERSION}"
-        raise InputError(f"{str(path)!r} cannot be read: {newer}")
     try:
-        bits, count, next_id = (int(metadata[key]) for key in ("bits", "count", "next_id"))
-        rows, ids = tensors["codes"], tensors["ids"]
-        checksum = metadata["checksum"]
-    except (KeyError, ValueError) as error:
-        raise _corrupt(path, "its header is incomplete") from error
-    fits = 1 <= bits <= MAX_BITS and rows.dtype == torch.uint8 and ids.dtype == torch.int64
-    if not fits or rows.shape != (count, padded_bytes(bits)) or ids.shape != (count,):
-        raise _corrupt(path, "its tensors do not fit its header")
+        file = OpenFile(path)
+        data = file.map() if mmap else file.read()
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    contents = _parse(path, data)
     if not mmap:
-        rows, ids = rows.clone(), ids.clone()
-    blank = header.replace(checksum.encode(), _NO_CHECKSUM.encode())
-    if len(checksum) != len(_NO_CHECKSUM) or _digest(blank, ids.numpy(), rows.numpy()) != checksum:
-        raise _corrupt(path, "its checksum does not match")
-    return Contents(bits, rows.numpy(), ids.numpy(), next_id)
+        return contents, None
+    file.check()
+    if _fits_in_memory(len(data)):
+        _advise(data, "MADV_NORMAL")
+    return contents, file
 
 
 def padded_bytes(bits: int) -> int:
@@ -85,57 +118,63 @@ def padded_bytes(bits: int) -> int:
     return 2 if width <= 2 else 4 if width <= 4 else -(-width // 8) * 8
 
 
-def _open(path: Path) -> tuple[bytes, dict[str, torch.Tensor], dict[str, str]]:
-    """The raw header, the mapped tensors and the metadata, all of one file even while another replaces it."""
-    while True:
-        before = _version(path)
-        try:
-            header = _raw_header(path)
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
-        except OSError as error:
-            raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-        except (SafetensorError, RuntimeError, ValueError) as error:
-            # It is opened more than once: what looks damaged may be parts of two files.
-            if _version(path) == before:
-                raise _corrupt(path, "it is not a whole safetensors file") from error
-        else:
-            if _version(path) == before:
-                return header, tensors, metadata
+def _advise(data: mmap.mmap | bytes, advice: str) -> None:
+    """Tell the system how a mapped file is read, where it can be told.
+
+    Sequentially: it reads far ahead and lets go early of what was read. Every pass reads the whole file in order, so
+    for one that memory cannot hold that is right; one that fits should rather stay.
+    """
+    if isinstance(data, mmap.mmap) and hasattr(mmap, advice):
+        data.madvise(getattr(mmap, advice))
 
 
-def _version(path: Path) -> tuple[int, int]:
-    """What tells a file from the one that replaces it."""
+def _fits_in_memory(size: int) -> bool:
+    """Whether a file of this size leaves half of the memory to others."""
+    return 2 * size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else True
+
+
+def _parse(path: Path, data: mmap.mmap | bytes) -> Contents:
+    """Contents over `data`, a whole file, once everything in it is found right."""
+    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 0 < length <= min(_MAX_HEADER, len(data) - 8):
+        raise _damaged(path, "it is not a whole safetensors file")
+    head = 8 + length
     try:
-        found = path.stat()
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    return found.st_ino, found.st_mtime_ns
+        metadata = json.loads(data[8:head])["__metadata__"]
+        form, version = metadata.get("format"), metadata.get("version")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, "it has no header of an index") from error
+    require(form == FORMAT, f"{str(path)!r} is not a file of an agmh_fast.HammingIndex")
+    if version != str(VERSION):
+        newer = f"its format version is {version!r:.20}, this release reads {VERSION}"
+        raise InputError(f"{str(path)!r} cannot be read: {newer}")
+    try:
+        bits, count, next_id = (int(metadata[key]) for key in ("bits", "count", "next_id"))
+        checksum = metadata["checksum"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(path, "its header is incomplete") from error
+    known = 1 <= bits <= MAX_BITS and count >= 0 and 0 <= next_id < 2**63
+    if not known or data[:head] != _header(bits, count, next_id, checksum):
+        raise _damaged(path, "its header contradicts itself")
+    split, width = head + 8 * count, padded_bytes(bits)
+    if len(data) != split + count * width:
+        raise _damaged(path, f"it has {len(data)} bytes, its header describes {split + count * width}")
+    if _digest(_header(bits, count, next_id, _NO_CHECKSUM), memoryview(data)[head:]) != checksum:
+        raise _damaged(path, "its checksum does not match")
+    ids = np.frombuffer(data, np.int64, count, head)
+    return Contents(bits, np.frombuffer(data, np.uint8, count * width, split).reshape(count, width), ids, next_id)
 
 
-def _raw_header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) != 8:
-            raise ValueError("no header")
-        (length,) = struct.unpack("<Q", start)
-        if length > _MAX_HEADER:
-            raise ValueError("header too long")
-        return start + file.read(length)
-
-
-def _header(contents: Contents, checksum: str) -> bytes:
+def _header(bits: int, count: int, next_id: int, checksum: str) -> bytes:
     """The safetensors header, padded with spaces so that the tensors behind it are aligned to 64 bytes."""
-    count, width = contents.rows.shape
-    split = 8 * count
+    split, width = 8 * count, padded_bytes(bits)
     described = {
         "__metadata__": {
             "format": FORMAT,
             "version": str(VERSION),
-            "bits": str(contents.bits),
+            "bits": str(bits),
             "count": str(count),
-            "next_id": str(contents.next_id),
+            "next_id": str(next_id),
             "checksum": checksum,
         },
         "ids": {"dtype": "I64", "shape": [count], "data_offsets": [0, split]},
@@ -146,10 +185,11 @@ def _header(contents: Contents, checksum: str) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _digest(header: bytes, ids: np.ndarray, rows: np.ndarray) -> str:
-    digest = hashlib.sha256(header)
-    digest.update(_bytes(ids))
-    digest.update(_bytes(rows))
+def _digest(*parts: bytes | memoryview) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for start in range(0, len(part), _CHUNK):
+            digest.update(part[start : start + _CHUNK])
     return digest.hexdigest()
 
 
@@ -157,5 +197,5 @@ def _bytes(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _corrupt(path: Path, why: str) -> InputError:
+def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"{str(path)!r} is damaged: {why}; save the index again or restore a copy")

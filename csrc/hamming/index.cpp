@@ -54,6 +54,11 @@ int64_t Index::size() const {
   return storage_->count();
 }
 
+bool Index::mapped() const {
+  const auto lock = read_lock();
+  return storage_->borrowed();
+}
+
 int64_t Index::next_id() const {
   const auto lock = read_lock();
   return next_id_;

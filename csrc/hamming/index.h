@@ -35,6 +35,9 @@ class Index {
   int bits() const { return bits_; }
   int64_t size() const;
 
+  // Whether codes and ids still lie where they were mapped.
+  bool mapped() const;
+
   // The id that the next code added without one gets: one above the largest ever used.
   int64_t next_id() const;
 

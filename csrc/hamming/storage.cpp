@@ -8,6 +8,7 @@ namespace agmh {
 void check_padding(const char* name, const Codes& codes, int bits) {
   const uint8_t mask = padding_mask(bits);
   const int last = packed_bytes(bits) - 1;
+  if (mask == 0 && codes.width == last + 1) return;
   for (int64_t i = 0; i < codes.count; ++i) {
     unsigned set = codes.row(i)[last] & mask;
     for (int byte = last + 1; byte < codes.width; ++byte) set |= codes.row(i)[byte];
