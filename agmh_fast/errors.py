@@ -20,14 +20,20 @@ def require(condition: bool, message: str) -> None:
 
 def require_int(name: str, value: object, low: int, high: int | None = None) -> int:
     """Return `value` as an int if it is a whole number in [low, high]; booleans are refused."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except Exception:  # whatever the value's own __index__ raises
-        number = None
-    if number is None or isinstance(value, bool) or number < low or (high is not None and number > high):
+    number = value if type(value) is int else _whole(value)
+    if number is None or number < low or (high is not None and number > high):
         limit = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise InputError(f"{name} must be a whole number {limit}, got {shown(value)}")
     return number
+
+
+def _whole(value: object) -> int | None:
+    """The whole number that a NumPy integer, a tensor of one integer or another stand-in for an int is."""
+    try:
+        boolean = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+        return None if boolean else operator.index(value)  # type: ignore[arg-type]
+    except Exception:  # whatever the value's own methods raise
+        return None
 
 
 def shown(value: object) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agmh_fast.errors import InputError, require_int
+from agmh_fast.errors import InputError, require_int, shown
 from agmh_fast.files import atomic_write, output_folder
 
 
@@ -52,7 +52,22 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     assert output_folder(tmp_path / "a" / "b").is_dir()
 
 
-@pytest.mark.parametrize("value", [True, 1.0, "3", None, -1, 11, np.array([1, 2]), torch.ones(3), np.float32(2)])
+@pytest.mark.parametrize(
+    "value",
+    [True, 1.0, "3", None, -1, 11, np.array([1, 2]), torch.ones(3), np.float32(2), torch.tensor(True)],
+)
 def test_whole_numbers(value):
     with pytest.raises(InputError, match=r"k must be a whole number from 0 to 10, got"):
         require_int("k", value, 0, 10)
+
+
+@pytest.mark.parametrize("value", [7, np.int8(7), torch.tensor(7), torch.tensor(7, dtype=torch.uint8)])
+def test_stand_ins_for_whole_numbers(value):
+    assert require_int("k", value, 0, 10) == 7
+    assert type(require_int("k", value, 0, 10)) is int
+
+
+def test_values_are_shown_on_one_short_line():
+    assert shown(torch.ones(2, 2)) == "tensor([[1., 1.], [1., 1.]])"
+    assert shown("x" * 1000) == "'" + "x" * 56 + "..."
+    assert shown(10**5000) == "a value of type int"

@@ -192,17 +192,6 @@ def test_results_follow_the_queries():
     assert np.array_equal(index.search(codes[:3], 5, mask=torch.arange(50)).ids, expected.ids)
 
 
-def test_any_layout():
-    rng = np.random.default_rng(0)
-    wide = _codes(rng, 40, 96)
-    frozen = wide[:, :6].copy()
-    frozen.flags.writeable = False
-    for codes in (wide[:, :6], wide[::-1, ::2], np.asfortranarray(wide[:, 6:]), frozen, wide[::3, 1:7]):
-        index = af.HammingIndex(48)
-        index.add(codes)
-        _check_search(index, codes[1:3], np.ascontiguousarray(codes), index.ids, 7)
-
-
 def test_views_are_read_only_and_keep_their_moment():
     index = af.HammingIndex(16)
     index.add(np.array([[1, 2], [3, 4]], np.uint8))
@@ -299,34 +288,3 @@ def test_python_may_end_during_a_search():
     """Before Python 3.14 the interpreter's end unwinds threads that wait for its lock: no destructor may object."""
     run = subprocess.run([sys.executable, "-c", DAEMONS], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-
-
-def test_faiss_agrees_both_ways():
-    faiss = pytest.importorskip("faiss")
-    rng = np.random.default_rng(0)
-    codes = _codes(rng, 300, 64)
-    flat = faiss.IndexBinaryFlat(64)
-    flat.add(codes)
-    index = af.HammingIndex.from_faiss(flat)
-    distances, _ = flat.search(codes[:5], 20)
-    assert np.array_equal(index.search(codes[:5], 20).distances, distances)
-    narrow = af.HammingIndex(12)
-    narrow.add(_codes(rng, 40, 12))
-    back = narrow.to_faiss()
-    assert np.array_equal(back.search(narrow.codes[:3], 9)[0], narrow.search(narrow.codes[:3], 9).distances)
-    with pytest.raises(af.InputError, match="IndexBinaryFlat"):
-        af.HammingIndex.from_faiss(faiss.IndexFlatL2(8))
-
-
-def test_plain_arrays(tmp_path):
-    codes = _codes(np.random.default_rng(0), 20, 100)
-    index = af.HammingIndex(100)
-    index.add(codes)
-    index.to_npy(tmp_path / "codes.npy")
-    again = af.HammingIndex.from_npy(tmp_path / "codes.npy", bits=100)
-    assert np.array_equal(again.codes, codes)
-    (tmp_path / "bad.npy").write_bytes(b"no array")
-    with pytest.raises(af.InputError, match="npy"):
-        af.HammingIndex.from_npy(tmp_path / "bad.npy", bits=100)
-    with pytest.raises(af.InputError, match="npy"):
-        af.HammingIndex.from_npy(tmp_path / "missing.npy", bits=100)
