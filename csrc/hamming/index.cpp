@@ -3,9 +3,73 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <memory>
 #include <numeric>
+#include <set>
+#include <utility>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 namespace agmh {
+
+// All indexes of the process. A fork takes each between two calls: the child has only the thread that forked, and what
+// another thread had locked or half changed would stay so in it for ever.
+class Registry {
+ public:
+  static Registry& instance() {
+    static Registry* const registry = new Registry;  // never deleted: indexes may outlive any static object
+    return *registry;
+  }
+
+  void add(Index* index) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    indexes_.insert(index);
+  }
+
+  void remove(Index* index) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    indexes_.erase(index);
+  }
+
+ private:
+  Registry() {
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork([] { instance().hold(); }, [] { instance().release(); }, [] { instance().renew(); });
+#endif
+  }
+
+  // Python's lock may be held meanwhile, so nothing may wait for that one under an index's.
+  void hold() {
+    mutex_.lock();
+    for (Index* index : indexes_) {
+      index->gate_.lock();
+      index->mutex_.lock();
+    }
+  }
+
+  void release() {
+    for (Index* index : indexes_) {
+      index->mutex_.unlock();
+      index->gate_.unlock();
+    }
+    mutex_.unlock();
+  }
+
+  // In the child a lock is no longer its owner's to open: the thread has another number there.
+  void renew() {
+    for (Index* index : indexes_) {
+      std::construct_at(&index->mutex_);
+      std::construct_at(&index->gate_);
+    }
+    std::construct_at(&mutex_);
+  }
+
+  std::mutex mutex_;
+  std::set<Index*> indexes_;
+};
+
 namespace {
 
 constexpr int64_t kMaxId = std::numeric_limits<int64_t>::max() - 1;
@@ -42,7 +106,10 @@ Index::Index(int bits, std::shared_ptr<Storage> storage, int64_t next_id)
   const int64_t count = storage_->count();
   if (next_id < 0 || (count > 0 && next_id <= storage_->ids()[count - 1]))
     throw InputError("next_id must be above every id, got " + std::to_string(next_id));
+  Registry::instance().add(this);
 }
+
+Index::~Index() { Registry::instance().remove(this); }
 
 std::shared_lock<std::shared_mutex> Index::read_lock() const {
   const std::lock_guard<std::mutex> gate(gate_);
@@ -82,6 +149,7 @@ void Index::add(const Codes& codes, const int64_t* ids) {
   if (codes.count == 0) return;
   check_padding("codes", codes, bits_);
   const std::vector<int64_t> order = ids != nullptr ? order_of(ids, codes.count) : std::vector<int64_t>{};
+  std::shared_ptr<Storage> replaced;  // let go of after the locks: its owner may wait for Python's
   const std::lock_guard<std::mutex> gate(gate_);
   const std::unique_lock<std::shared_mutex> lock(mutex_);
   const int64_t count = storage_->count();
@@ -94,7 +162,7 @@ void Index::add(const Codes& codes, const int64_t* ids) {
   const int64_t lowest = ids != nullptr ? ids[order.front()] : next_id_;
   const int64_t highest = ids != nullptr ? ids[order.back()] : next_id_ + codes.count - 1;
   if (count > 0 && lowest <= storage_->ids()[count - 1]) {
-    insert(codes, order, ids);
+    replaced = std::exchange(storage_, merged(codes, order, ids));
   } else {
     const bool in_place = exclusive();
     const std::shared_ptr<Storage> storage = in_place ? storage_ : storage_->copy(codes.count);
@@ -102,13 +170,14 @@ void Index::add(const Codes& codes, const int64_t* ids) {
     for (int64_t i = 0; i < codes.count; ++i)
       ids != nullptr ? storage->append(codes, order[static_cast<size_t>(i)], ids[order[static_cast<size_t>(i)]])
                      : storage->append(codes, i, next_id_ + i);
-    if (!in_place) storage_ = storage;
+    if (!in_place) replaced = std::exchange(storage_, storage);
   }
   next_id_ = std::max(next_id_, highest + 1);
 }
 
-// Merges codes, taken in `order` of ascending ids, between the present ones.
-void Index::insert(const Codes& codes, const std::vector<int64_t>& order, const int64_t* ids) {
+// The present codes and the new ones, taken in `order` of ascending ids, in one storage.
+std::shared_ptr<Storage> Index::merged(const Codes& codes, const std::vector<int64_t>& order,
+                                       const int64_t* ids) const {
   const Storage& present = *storage_;
   const Codes rows = present.codes();
   auto merged = std::make_shared<Storage>(bits_);
@@ -120,11 +189,12 @@ void Index::insert(const Codes& codes, const std::vector<int64_t>& order, const 
     merged->append(codes, row, ids[row]);
   }
   for (; next < present.count(); ++next) merged->append(rows, next, present.ids()[next]);
-  storage_ = std::move(merged);
+  return merged;
 }
 
 void Index::remove(const int64_t* ids, int64_t count) {
   const std::vector<int64_t> order = order_of(ids, count);
+  std::shared_ptr<Storage> replaced;
   const std::lock_guard<std::mutex> gate(gate_);
   const std::unique_lock<std::shared_mutex> lock(mutex_);
   std::vector<int64_t> positions;
@@ -135,7 +205,7 @@ void Index::remove(const int64_t* ids, int64_t count) {
       throw InputError("ids: " + std::to_string(ids[row]) + " is not in the index; nothing was removed");
   }
   if (positions.empty()) return;
-  if (!exclusive()) storage_ = storage_->copy(0);
+  if (!exclusive()) replaced = std::exchange(storage_, storage_->copy(0));
   storage_->erase(positions);
 }
 

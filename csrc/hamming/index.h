@@ -1,5 +1,6 @@
 // A searchable collection of codes with ids. Searches run side by side; add and remove wait for them and for each
-// other. After an exception from any function the index is as it was.
+// other, and a fork waits for all: in the child every index is whole and free. After an exception from any function the
+// index is as it was.
 #pragma once
 
 #include <memory>
@@ -29,8 +30,9 @@ struct RangeResult {
 
 class Index {
  public:
-  explicit Index(int bits) : bits_(bits), storage_(std::make_shared<Storage>(bits)) {}
+  explicit Index(int bits) : Index(bits, std::make_shared<Storage>(bits), 0) {}
   Index(int bits, std::shared_ptr<Storage> storage, int64_t next_id);
+  ~Index();
 
   int bits() const { return bits_; }
   int64_t size() const;
@@ -61,7 +63,7 @@ class Index {
   std::shared_lock<std::shared_mutex> read_lock() const;
   Task make_task(const Codes& queries, const Allowed& allowed, int threads, std::vector<int64_t>& selection) const;
   bool exclusive() const;
-  void insert(const Codes& codes, const std::vector<int64_t>& order, const int64_t* ids);
+  std::shared_ptr<Storage> merged(const Codes& codes, const std::vector<int64_t>& order, const int64_t* ids) const;
 
   int bits_;
   std::shared_ptr<Storage> storage_;
@@ -69,6 +71,8 @@ class Index {
   mutable std::shared_mutex mutex_;
   // A writer holds the gate while it waits, so that searches without pause cannot keep it out for ever.
   mutable std::mutex gate_;
+
+  friend class Registry;
 };
 
 }  // namespace agmh

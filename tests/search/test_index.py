@@ -266,6 +266,20 @@ def test_python_runs_during_a_search():
     assert steps > 100
 
 
+def test_searches_run_side_by_side():
+    codes = _codes(np.random.default_rng(0), 20_000, 256)
+    index = af.HammingIndex(256)
+    index.add(codes)
+    long = threading.Thread(target=index.search, args=(codes[:200], 1))
+    long.start()
+    beside = 0
+    while long.is_alive():
+        assert index.search(codes[7:8], 1).ids.item() == 7
+        beside += long.is_alive()
+    # Searches that waited for each other would all have ended after the long one.
+    assert beside > 3
+
+
 DAEMONS = """
 import threading, time
 import numpy as np
