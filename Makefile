@@ -17,7 +17,11 @@ SOURCES := $(shell find csrc -type f -name '*.cpp' -o -name '*.h' -o -name '*.cu
 # What a failed step has half made must not pass for done the next time.
 .DELETE_ON_ERROR:
 
-.PHONY: demo test lint format bench gpu clean
+# Seconds that `make fuzz` gives each of its targets, and the number that it starts from.
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= $(shell date +%s)
+
+.PHONY: demo test lint format bench gpu sanitize fuzz clean
 
 demo: $(VENV)/.built
 	$(VENV)/bin/agmh-fast demo
@@ -35,6 +39,15 @@ format: $(VENV)/.built
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(SOURCES)
+
+# The C++ tests under the address, undefined-behaviour and thread sanitizers; `make test` leaves the last one out.
+sanitize: $(VENV)/.built
+	AGMH_FAST_SANITIZE=1 $(PY) -m pytest -q tests/csrc
+
+fuzz: $(VENV)/.built
+	@echo "agmh-fast: starting from FUZZ_SEED=$(FUZZ_SEED)"
+	AGMH_FAST_FUZZ_SECONDS=$(FUZZ_SECONDS) AGMH_FAST_FUZZ_SEED=$(FUZZ_SEED) $(PY) -m pytest -q \
+	  tests/csrc/test_engine.py::test_random_lives_of_an_index tests/search/test_index_fuzz.py
 
 bench: $(VENV)/.bench
 	$(PY) -m pytest bench/ --benchmark-columns=median,iqr,rounds --benchmark-sort=name

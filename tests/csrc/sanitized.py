@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,30 +14,32 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "g++").split()
 FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-I{ROOT / 'csrc'}"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREAD = ("-fsanitize=thread", "-Wno-error")  # GCC warns that it does not follow fences
 
 
-def build_program(folder: Path, pattern: str, check: str) -> Path:
-    """The program of the sources that match `pattern` and of `check`, a file beside this one; skips without sources or
-    compiler.
+def build_program(folder: Path, pattern: str, *checks: str, sanitizers: Sequence[str] = ADDRESS) -> Path:
+    """The program of the sources that match `pattern` and of `checks`, files beside this one; objects that lie in
+    `folder` already are taken. Skips without sources or compiler, and builds without sanitizers where there are none.
     """
     if not (ROOT / "csrc").is_dir() or shutil.which(COMPILER[0]) is None:
         pytest.skip("needs the sources and a C++ compiler")
-    flags = FLAGS + (SANITIZERS if _links(folder, SANITIZERS) else [])
-    sources = [*sorted(ROOT.glob(pattern)), Path(__file__).with_name(check)]
+    flags = FLAGS + (list(sanitizers) if links(folder, sanitizers) else [])
+    sources = [*sorted(ROOT.glob(pattern)), *(Path(__file__).with_name(check) for check in checks)]
     objects = [folder / f"{source.stem}.o" for source in sources]
 
     def build(source: Path, target: Path) -> None:
-        subprocess.run([*COMPILER, *flags, "-c", source, "-o", target], check=True)
+        if not target.exists():
+            subprocess.run([*COMPILER, *flags, "-c", source, "-o", target], check=True)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(build, sources, objects))
-    program = folder / Path(check).stem
+    program = folder / Path(checks[0]).stem
     subprocess.run([*COMPILER, *flags, *objects, "-o", program, "-pthread"], check=True)
     return program
 
 
-def _links(folder: Path, flags: list[str]) -> bool:
+def links(folder: Path, flags: Sequence[str]) -> bool:
     """Whether the compiler's sanitizer libraries are installed."""
     trial = folder / "trial.cpp"
     trial.write_text("int main() {}\n")
