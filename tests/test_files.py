@@ -33,6 +33,24 @@ def test_a_write_is_whole_or_not_at_all(tmp_path):
     assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
+def test_a_temporary_file_taken_for_left_over_is_made_anew(tmp_path, monkeypatch):
+    """Another process may come between making it and locking it."""
+    fcntl = pytest.importorskip("fcntl")
+    lock, taken = fcntl.flock, []
+
+    def late(file, how):
+        if not taken:
+            taken.extend(os.listdir(tmp_path))
+            os.unlink(tmp_path / taken[0])
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with atomic_write(tmp_path / "file") as temporary:
+        assert temporary.name != taken[0]
+        temporary.write_text("new")
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

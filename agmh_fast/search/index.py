@@ -24,6 +24,8 @@ from agmh_fast.search import index_file
 from agmh_fast.search.arguments import Array, allowed_items, id_list, packed_rows
 
 _MAX_K = 2**31 - 1
+# Rows that are copied at a time on their way to a .npy file.
+_ROWS = 1 << 16
 
 
 class SearchResult(NamedTuple):
@@ -44,10 +46,15 @@ class RangeResult(NamedTuple):
 class HammingIndex:
     """Codes of `bits` bits (1 to 4096) with int64 ids, searched exactly.
 
-    Codes are packed uint8 rows (N, ceil(bits / 8)) as `agmh_fast.pack_codes` and `numpy.packbits` give them: NumPy
-    arrays or torch tensors, contiguous or not, read-only or mapped. Results are of the queries' kind, NumPy or torch.
-    Several threads may search at once; add and remove wait for running searches. Raises InputError for bad arguments;
-    the index is then as it was.
+    Codes are packed uint8 rows (N, ceil(bits / 8)) as `agmh_fast.pack_codes`, `numpy.packbits` and faiss have them, and
+    sentence-transformers under the name "ubinary": NumPy arrays, torch tensors, or anything with `__dlpack__` or the
+    buffer protocol. They are read in place, read-only, mapped and backwards ones too; only rows whose bytes do not
+    adjoin are copied first. Results are tensors for tensors, else NumPy arrays.
+
+    Several threads may search at once, without Python's lock; add and remove wait for running searches, and a fork
+    waits for all calls, so that a forked child finds the index whole and searches on. Each call uses as many threads as
+    `agmh_fast.set_num_threads` said or torch has: one in a worker of a DataLoader. Raises InputError for bad
+    arguments, MemoryError where a result or a copy does not fit; either way the index is then as it was.
     """
 
     def __init__(self, bits: int, device: str | torch.device = "cpu") -> None:
@@ -135,16 +142,24 @@ class HammingIndex:
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index to one safetensors file; a reader, or a crash, finds the old file or the new one, whole."""
+        """Write the index to one safetensors file; a reader, or a crash, finds the old file or the new one, whole.
+
+        A process that is killed meanwhile leaves a temporary file beside it, `.name.` and 16 hexadecimal digits, which
+        the next save to the same path removes.
+        """
         index_file.write(path, self._contents())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], mmap: bool = True, device: str | torch.device = "cpu") -> HammingIndex:
         """Open a saved index, after a check of its checksum.
 
-        mmap: search the file where it lies, sharing memory with other processes; the first add or remove copies it into
-        memory. The file must not be written to in place meanwhile; saving over it is safe. Raises InputError for a
-        damaged or foreign file.
+        mmap: search the file where it lies, sharing memory with other processes; it may be larger than memory, and is
+        then streamed at every search. The first add or remove copies codes and ids into memory, or raises MemoryError
+        and changes nothing. The file is held open: saving over it, renaming and deleting it are safe. One that was cut
+        or written to in place is an InputError at the next use, `load` it again; but cut during a search, or behind
+        views of `codes` and `ids` held by the caller, it ends the process (SIGBUS), as any mapped file does.
+
+        Raises InputError for a damaged or foreign file.
         """
         device = _check_device(device)
         engine = _load_engine()
@@ -192,13 +207,15 @@ class HammingIndex:
         return index
 
     def to_npy(self, path: str | os.PathLike[str]) -> None:
-        """Write the codes, in the order of `ids`, to a plain `.npy` file."""
-        codes = np.ascontiguousarray(self.codes)
+        """Write the codes, in the order of `ids`, to a plain `.npy` file, as `save` does."""
+        codes = self.codes
+        header = {"descr": "|u1", "fortran_order": False, "shape": codes.shape}
         try:
             # Not numpy.save: it leaves its last write unchecked, and a full disk took the end of the codes in silence.
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(codes))
-                file.write(codes.data)
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(codes), _ROWS):
+                    file.write(np.ascontiguousarray(codes[start : start + _ROWS]).data)
         except OSError as error:
             raise InputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from error
 

@@ -39,8 +39,8 @@ af.set_num_threads(2)
 warm.search(queries, 3)
 
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-# The mapping takes 64 MB of addresses, but no data.
-for limit, field, room in ((resource.RLIMIT_DATA, "VmData", 40), (resource.RLIMIT_AS, "VmSize", 64 + 40)):
+# Two mappings take 64 MB of addresses each, but no data.
+for limit, field, room in ((resource.RLIMIT_DATA, "VmData", 40), (resource.RLIMIT_AS, "VmSize", 2 * 64 + 40)):
     resource.setrlimit(limit, (int(status[field].split()[0]) * 1024 + (room << 20),) * 2)
 
 def searched(index):
@@ -58,7 +58,9 @@ for change in (lambda: index.add(queries), lambda: index.remove([5]), lambda: af
     else:
         raise AssertionError("there was room for a copy: the limit limits nothing")
 assert len(index) == 4_000_000
-searched(index)
+index.save(path + ".again")
+index.to_npy(path + ".npy")
+searched(af.HammingIndex.load(path + ".again"))
 print("searched")
 """
 
