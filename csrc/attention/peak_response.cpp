@@ -22,8 +22,8 @@ const KernelTable& best_table() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && limit != "popcnt" && limit != "generic") return avx512::kTable;
-  if (avx2 && limit != "generic") return avx2::kTable;
+  if (avx512 && limit != "avx2" && limit != "popcnt" && limit != "generic") return avx512::kTable;
+  if (avx2 && limit != "popcnt" && limit != "generic") return avx2::kTable;
 #endif
   return generic::kTable;
 }

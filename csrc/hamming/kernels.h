@@ -1,9 +1,11 @@
-// Distances of one query to the rows of a tile: the innermost loop, compiled once for each instruction set.
+// The innermost loops, compiled once for each instruction set and chosen when the program runs.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "hamming/planes.h"
 
 namespace agmh {
 
@@ -11,16 +13,56 @@ namespace agmh {
 // 64-bit words of a row (unused where a row has fewer than 8 bytes).
 using DistanceKernel = void (*)(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out);
 
-// The kernel for padded rows of `row_bytes` bytes, for the instruction set in use.
-DistanceKernel distance_kernel(int row_bytes);
+// What functions that write a list of indices may write beyond its end.
+inline constexpr int kIndexSlack = 64;
+
+struct KernelSet {
+  const char* name;
+  bool (*runs_here)();
+  DistanceKernel bytes2, bytes4, words1, words2, words3, words4, words;
+  // The ascending i < count with distances[i] <= limit; returns how many there are.
+  int (*within)(const int16_t* distances, int count, int16_t limit, uint16_t* index);
+  // `first` plus the place of every bit that is set in `word`, ascending; returns how many are.
+  int (*set_bits)(uint64_t word, int first, uint16_t* index);
+  // out[i] = distance of `query` to row index[i].
+  void (*distances_at)(const uint8_t* query, const uint8_t* rows, int row_bytes, const uint16_t* index, int count,
+                       int16_t* out);
+  PlaneKernels planes;
+
+  // The kernel for padded rows of `row_bytes` bytes.
+  DistanceKernel distances(int row_bytes) const;
+};
+
+// The set in use: the fastest that this processor runs, or the one that the environment variable AGMH_FAST_ISA names
+// (read once).
+const KernelSet& kernels();
 
 // Instruction sets that this build has and this processor runs, slowest first.
 std::vector<std::string> available_isas();
 
-// The one in use: the fastest, or the one that the environment variable AGMH_FAST_ISA names (read once).
+// The name of the set in use.
 std::string isa();
 
 // Use another from now on, in the whole process; throws InputError if it is not available.
 void use_isa(const std::string& name);
+
+namespace generic {
+extern const KernelSet kSet;
+}
+#if defined(__x86_64__) && defined(__GNUC__)
+#define AGMH_X86_SETS
+namespace popcnt {
+extern const KernelSet kSet;
+}
+namespace avx2 {
+extern const KernelSet kSet;
+}
+namespace avx512 {
+extern const KernelSet kSet;
+}
+namespace avx512vbmi2 {
+extern const KernelSet kSet;
+}
+#endif
 
 }  // namespace agmh

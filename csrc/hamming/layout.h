@@ -20,6 +20,11 @@ constexpr int padded_bytes(int bits) {
 // The bits of a packed row's last byte that a code leaves unused.
 constexpr uint8_t padding_mask(int bits) { return static_cast<uint8_t>((1 << (packed_bytes(bits) * 8 - bits)) - 1); }
 
+// The first 64-byte boundary in memory that has 64 bytes to spare.
+inline uint8_t* aligned(uint8_t* memory) {
+  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
+}
+
 // A mistake that the caller can mend; the message names the argument and says what to do.
 class InputError : public std::invalid_argument {
  public:

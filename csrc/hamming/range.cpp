@@ -8,12 +8,12 @@
 namespace agmh {
 namespace {
 
-constexpr int64_t kMaxBlock = 64;
+constexpr int64_t kMaxBlock = 256;
 
 }  // namespace
 
 RangeCounts range_count(const Task& task, int radius, int64_t* lims) {
-  const Plan plan = make_plan(task, kMaxBlock);
+  const Plan plan = make_hits_plan(task, kMaxBlock);
   const int64_t count = task.queries.count;
   RangeCounts counts{std::clamp(radius, 0, task.bits), {}};
   const int64_t bins = counts.radius + 1, per_query = plan.parts * bins;
@@ -31,7 +31,7 @@ RangeCounts range_count(const Task& task, int radius, int64_t* lims) {
 }
 
 void range_fill(const Task& task, RangeCounts counts, const int64_t* lims, int32_t* distances, int64_t* ids) {
-  const Plan plan = make_plan(task, kMaxBlock);
+  const Plan plan = make_hits_plan(task, kMaxBlock);
   const int bins = counts.radius + 1;
   parallel_for(plan.outer, plan.blocks(task.queries.count), [&](int64_t index) {
     const Range queries = plan.queries(index, task.queries.count);

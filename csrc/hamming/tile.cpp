@@ -12,33 +12,48 @@ void copy_padded(const Codes& codes, int64_t row, int row_bytes, uint8_t* to) {
   std::memset(to + bytes, 0, static_cast<size_t>(row_bytes - bytes));
 }
 
+// Threads that the work of a task is worth.
+int worthwhile_threads(const Task& task) {
+  const int words = std::max(1, padded_bytes(task.bits) / 8);
+  const double work = static_cast<double>(task.queries.count) * static_cast<double>(task.size()) * words;
+  return static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(task.threads)));
+}
+
+// Blocks of up to max_block queries, each by all threads, one a part of the items.
+Plan split_items(const Task& task, int64_t max_block, int threads) {
+  const int64_t tiles = task.size() / tile_items(padded_bytes(task.bits));
+  return {std::clamp<int64_t>(task.queries.count, 1, max_block), 1,
+          static_cast<int>(std::clamp<int64_t>(tiles, 1, threads))};
+}
+
 }  // namespace
 
 Plan make_plan(const Task& task, int64_t max_block) {
-  const int64_t queries = task.queries.count, items = task.size();
-  const int row_bytes = padded_bytes(task.bits), words = std::max(1, row_bytes / 8);
-  const double work = static_cast<double>(queries) * static_cast<double>(items) * words;
-  const int threads = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(task.threads)));
-  Plan plan;
-  if (threads > 1 && queries < 4 * static_cast<int64_t>(threads)) {
-    plan.block = std::min(queries, max_block);
-    plan.parts = static_cast<int>(std::clamp<int64_t>(items / tile_items(row_bytes), 1, threads));
-  } else {
-    // Four blocks a thread even out the load, but a tile is worth loading only for several queries.
-    const int64_t even = threads == 1 ? queries : std::max<int64_t>(queries / (4 * static_cast<int64_t>(threads)), 8);
-    plan.block = std::clamp<int64_t>(even, 1, max_block);
-    plan.outer = threads;
-  }
-  return plan;
+  const int64_t queries = task.queries.count;
+  const int threads = worthwhile_threads(task);
+  if (threads > 1 && queries < 4 * static_cast<int64_t>(threads)) return split_items(task, max_block, threads);
+  // Four blocks a thread even out the load, but a tile is worth loading only for several queries.
+  const int64_t even = threads == 1 ? queries : std::max<int64_t>(queries / (4 * static_cast<int64_t>(threads)), 8);
+  return {std::clamp<int64_t>(even, 1, max_block), threads, 1};
 }
 
-TileReader::TileReader(const Task& task, Range queries)
+Plan make_hits_plan(const Task& task, int64_t max_block) {
+  const int64_t queries = task.queries.count;
+  const int threads = worthwhile_threads(task);
+  // What bit planes cost by themselves is little for 64 queries.
+  if (threads == 1 || queries < 64 * static_cast<int64_t>(threads)) return split_items(task, max_block, threads);
+  // As many blocks for every thread, none much smaller than another.
+  const int64_t least = (queries + max_block - 1) / max_block, blocks = (least + threads - 1) / threads * threads;
+  return {(queries + blocks - 1) / blocks, threads, 1};
+}
+
+TileReader::TileReader(const Task& task, Range queries, int items)
     : task_(task), row_bytes_(padded_bytes(task.bits)), first_query_(queries.begin) {
   queries_.resize(static_cast<size_t>(queries.size() * row_bytes_));
   for (int64_t q = queries.begin; q < queries.end; ++q)
     copy_padded(task.queries, q, row_bytes_, queries_.data() + (q - queries.begin) * row_bytes_);
   if (task.selected >= 0 || !task.items.padded(task.bits))
-    tile_.resize(static_cast<size_t>(tile_items(row_bytes_)) * static_cast<size_t>(row_bytes_));
+    tile_.resize(static_cast<size_t>(items) * static_cast<size_t>(row_bytes_));
 }
 
 const uint8_t* TileReader::tile(int64_t first, int count) {

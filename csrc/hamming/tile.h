@@ -43,11 +43,13 @@ struct Plan {
   Range queries(int64_t index, int64_t count) const { return {index * block, std::min(count, (index + 1) * block)}; }
 };
 Plan make_plan(const Task& task, int64_t max_block);
+// For scan_hits, which takes to larger blocks.
+Plan make_hits_plan(const Task& task, int64_t max_block);
 
-// A tile of padded rows and the padded queries of a block; rows that lie padded already are not copied.
+// Tiles of up to `items` padded rows and the padded queries of a block; rows that lie padded already are not copied.
 class TileReader {
  public:
-  TileReader(const Task& task, Range queries);
+  TileReader(const Task& task, Range queries, int items);
   const uint8_t* query(int64_t query) const { return queries_.data() + (query - first_query_) * row_bytes_; }
   const uint8_t* tile(int64_t first, int count);
 
@@ -64,8 +66,8 @@ class TileReader {
 template <class Epilogue>
 void scan_tiles(const Task& task, Range queries, Range items, Epilogue&& epilogue) {
   const int row_bytes = padded_bytes(task.bits), words = row_bytes / 8, step = tile_items(row_bytes);
-  const DistanceKernel kernel = distance_kernel(row_bytes);
-  TileReader reader(task, queries);
+  const DistanceKernel kernel = kernels().distances(row_bytes);
+  TileReader reader(task, queries, step);
   alignas(64) int16_t distances[kMaxTile];
   for (int64_t first = items.begin; first < items.end; first += step) {
     const int count = static_cast<int>(std::min<int64_t>(step, items.end - first));

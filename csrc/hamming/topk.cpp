@@ -1,119 +1,103 @@
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "hamming/counting.h"
 #include "hamming/engine.h"
+#include "hamming/nearest.h"
 #include "hamming/parallel.h"
-#include "hamming/tile.h"
+#include "hamming/sample.h"
 
 namespace agmh {
 namespace {
 
-constexpr int64_t kMaxBlock = 64;
+// Queries that are searched together: enough that what a tile costs by itself is little for each.
+constexpr int64_t kMaxBlock = 256;
+constexpr int64_t kMaxCountingBlock = 64;
 // Scratch of one block of queries.
 constexpr int64_t kScratchBytes = int64_t{32} << 20;
 // From items / kCountingShare results on, a second scan is cheaper than keeping candidates.
 constexpr int64_t kCountingShare = 8;
 constexpr int64_t kAlwaysKept = 1024;
 
-// The k nearest of the items seen so far. Items come in ascending position, so one at the k-th distance loses to those
-// before it, and the threshold below which an item enters is exact: a histogram of what entered keeps it.
-class Nearest {
- public:
-  static int64_t capacity(int64_t k) { return k + std::max<int64_t>(k, 1024); }
-  static int64_t bytes(int64_t k, int limit) { return capacity(k) * 10 + (limit + 1) * 8; }
-
-  Nearest(int64_t k, int limit)
-      : k_(k),
-        threshold_(limit + 1),
-        positions_(std::make_unique_for_overwrite<int64_t[]>(static_cast<size_t>(capacity(k)))),
-        distances_(std::make_unique_for_overwrite<int16_t[]>(static_cast<size_t>(capacity(k)))),
-        entered_(static_cast<size_t>(limit) + 1) {}
-
-  // The largest distance that still enters; -1 when none does.
-  int16_t limit() const { return static_cast<int16_t>(threshold_ - 1); }
-
-  void add(int16_t distance, int64_t position) {
-    positions_[size_] = position;
-    distances_[size_] = distance;
-    ++size_;
-    ++entered_[static_cast<size_t>(distance)];
-    ++below_;
-    while (below_ >= k_) below_ -= entered_[static_cast<size_t>(--threshold_)];
-    if (size_ == capacity(k_)) compact();
-  }
-
-  int64_t size() const { return size_; }
-  int64_t position(int64_t i) const { return positions_[i]; }
-  int16_t distance(int64_t i) const { return distances_[i]; }
-
- private:
-  // Keep what can still be a result: all below the threshold, and the first at the threshold up to k.
-  void compact() {
-    int64_t kept = 0, at_threshold = k_ - below_;
-    for (int64_t i = 0; i < size_; ++i) {
-      if (distances_[i] > threshold_ || (distances_[i] == threshold_ && at_threshold-- <= 0)) continue;
-      positions_[kept] = positions_[i];
-      distances_[kept] = distances_[i];
-      ++kept;
-    }
-    size_ = kept;
-  }
-
-  int64_t k_;
-  int threshold_;
-  int64_t below_ = 0;
-  int64_t size_ = 0;
-  std::unique_ptr<int64_t[]> positions_;
-  std::unique_ptr<int16_t[]> distances_;
-  std::vector<int64_t> entered_;
+struct Outputs {
+  int64_t k;
+  int32_t* distances;
+  int64_t* ids;
 };
 
-// One query's results from the parts of the items, by a stable counting sort; parts come in ascending position.
-void merge(const Task& task, const Nearest* parts, int count, int64_t k, int limit, int32_t* distances, int64_t* ids) {
-  std::vector<int64_t> places(static_cast<size_t>(limit) + 1);
+// One query's results from the parts of the items, by a stable counting sort; parts come in ascending position. Returns
+// how many items the parts hold.
+int64_t merge(const Task& task, int64_t query, const Nearest* parts, int count, int limit, const Outputs& out) {
+  std::vector<DistanceCounts> places(static_cast<size_t>(count), DistanceCounts(limit));
   for (int part = 0; part < count; ++part)
-    for (int64_t i = 0; i < parts[part].size(); ++i) ++places[static_cast<size_t>(parts[part].distance(i))];
-  const int64_t found = std::min(k, counts_to_offsets(places.data(), 1, limit + 1, 0));
-  for (int part = 0; part < count; ++part) {
-    for (int64_t i = 0; i < parts[part].size(); ++i) {
-      const int64_t place = places[static_cast<size_t>(parts[part].distance(i))]++;
-      if (place >= k) continue;
-      distances[place] = parts[part].distance(i);
-      ids[place] = task.id_of(parts[part].position(i));
-    }
-  }
-  std::fill(distances + found, distances + k, kNoDistance);
-  std::fill(ids + found, ids + k, -1);
+    places[static_cast<size_t>(part)].add(parts[part].keys(), parts[part].size());
+  int64_t total = 0;
+  for (int distance = 0; distance <= limit; ++distance)
+    for (DistanceCounts& part : places)
+      for (int run = 0; run < DistanceCounts::kRuns; ++run) total += std::exchange(part.run(run)[distance], total);
+  const int64_t found = std::min(out.k, total);
+  int32_t* distances = out.distances + query * out.k;
+  int64_t* ids = out.ids + query * out.k;
+  for (int part = 0; part < count; ++part)
+    DistanceCounts::walk(parts[part].keys(), parts[part].size(), [&](int run, Key key) {
+      const int16_t distance = distance_of(key);
+      const int64_t place = places[static_cast<size_t>(part)].run(run)[distance]++;
+      if (place >= out.k) return;
+      distances[place] = distance;
+      ids[place] = task.id_of(position_of(key));
+    });
+  std::fill(distances + found, distances + out.k, kNoDistance);
+  std::fill(ids + found, ids + out.k, -1);
+  return total;
 }
 
-void topk_by_threshold(const Task& task, int64_t k, int64_t kept, int limit, int32_t* distances, int64_t* ids) {
-  const int64_t per_query = Nearest::bytes(kept, limit);
-  const Plan plan = make_plan(task, std::clamp<int64_t>(kScratchBytes / per_query, 1, kMaxBlock));
+// The k nearest of each query of a block within its limit; returns the queries that have fewer than `kept` there.
+std::vector<int64_t> search_block(const Task& task, const Plan& plan, Range queries, int64_t kept,
+                                  const std::vector<int16_t>& limits, const Outputs& out) {
+  const int64_t capacity = Nearest::capacity(kept), lists = queries.size() * plan.parts;
+  const int largest = *std::max_element(limits.begin(), limits.end());
+  const auto keys = std::make_unique_for_overwrite<Key[]>(static_cast<size_t>(lists * capacity));
+  std::vector<Nearest> nearest;  // (queries, parts)
+  nearest.reserve(static_cast<size_t>(lists));
+  for (int64_t i = 0; i < lists; ++i)
+    nearest.emplace_back(kept, limits[static_cast<size_t>(i / plan.parts)], keys.get() + i * capacity);
+  parallel_for(plan.parts, plan.parts, [&](int64_t part) {
+    DistanceCounts counts(largest);
+    const auto of = [&](int64_t query) -> Nearest& {
+      return nearest[static_cast<size_t>((query - queries.begin) * plan.parts + part)];
+    };
+    scan_hits(
+        task, queries, part_of(task.size(), plan.parts, part), [&](int64_t query) { return of(query).limit(); },
+        [&](int64_t query, const Hits& hits) { of(query).add(hits, counts); });
+  });
+  std::vector<int64_t> totals(static_cast<size_t>(queries.size()));
+  parallel_for(plan.parts, queries.size(), [&](int64_t q) {
+    const Nearest* parts = nearest.data() + q * plan.parts;
+    totals[static_cast<size_t>(q)] = merge(task, queries.begin + q, parts, plan.parts, largest, out);
+  });
+  std::vector<int64_t> lacking;
+  for (int64_t q = 0; q < queries.size(); ++q)
+    if (totals[static_cast<size_t>(q)] < kept) lacking.push_back(queries.begin + q);
+  return lacking;
+}
+
+void topk_by_threshold(const Task& task, int64_t kept, int limit, const Outputs& out) {
+  const int64_t per_query = Nearest::capacity(kept) * static_cast<int64_t>(sizeof(Key));
+  const Plan plan = make_hits_plan(task, std::clamp<int64_t>(kScratchBytes / per_query, 1, kMaxBlock));
   parallel_for(plan.outer, plan.blocks(task.queries.count), [&](int64_t index) {
     const Range queries = plan.queries(index, task.queries.count);
-    std::vector<Nearest> nearest;  // (queries, parts)
-    nearest.reserve(static_cast<size_t>(queries.size() * plan.parts));
-    for (int64_t i = 0; i < queries.size() * plan.parts; ++i) nearest.emplace_back(kept, limit);
-    parallel_for(plan.parts, plan.parts, [&](int64_t part) {
-      scan_tiles(task, queries, part_of(task.size(), plan.parts, part),
-                 [&](int64_t query, int64_t first, const int16_t* tile, int count) {
-                   Nearest& best = nearest[static_cast<size_t>((query - queries.begin) * plan.parts + part)];
-                   for_each_within(tile, count, best.limit(), [&](int i) {
-                     if (tile[i] <= best.limit()) best.add(tile[i], first + i);
-                   });
-                 });
-    });
-    parallel_for(plan.parts, queries.size(), [&](int64_t q) {
-      const int64_t row = (queries.begin + q) * k;
-      merge(task, nearest.data() + q * plan.parts, plan.parts, k, limit, distances + row, ids + row);
-    });
+    const std::vector<int16_t> limits = guess_limits(task, queries, kept, limit);
+    // A guess that was too low is made good without one.
+    for (const int64_t query : search_block(task, plan, queries, kept, limits, out))
+      if (limits[static_cast<size_t>(query - queries.begin)] < limit)
+        search_block(task, plan, {query, query + 1}, kept, {static_cast<int16_t>(limit)}, out);
   });
 }
 
 void topk_by_counting(const Task& task, int64_t k, int limit, int32_t* distances, int64_t* ids) {
   const int bins = limit + 1;
-  const Plan plan = make_plan(task, kMaxBlock);
+  const Plan plan = make_plan(task, kMaxCountingBlock);
   parallel_for(plan.outer, plan.blocks(task.queries.count), [&](int64_t index) {
     const Range queries = plan.queries(index, task.queries.count);
     const size_t count = static_cast<size_t>(queries.size());
@@ -140,11 +124,11 @@ void topk(const Task& task, int64_t k, int max_distance, int32_t* distances, int
   const int limit = std::clamp(max_distance, 0, task.bits);
   const int64_t kept = std::clamp<int64_t>(k, 1, std::max<int64_t>(1, task.size()));
   const bool large =
-      kept > std::max(task.size() / kCountingShare, kAlwaysKept) || Nearest::bytes(kept, limit) > kScratchBytes;
+      kept > std::max(task.size() / kCountingShare, kAlwaysKept) || Nearest::capacity(kept) * 8 > kScratchBytes;
   if (large)
     topk_by_counting(task, k, limit, distances, ids);
   else
-    topk_by_threshold(task, k, kept, limit, distances, ids);
+    topk_by_threshold(task, kept, limit, {k, distances, ids});
 }
 
 }  // namespace agmh

@@ -13,6 +13,7 @@
 #include "hamming/engine.h"
 #include "hamming/index.h"
 #include "hamming/kernels.h"
+#include "hamming/sample.h"
 
 // Bytes held through operator new, and the most there ever were since the last reset.
 static std::atomic<int64_t> held{0}, most{0};
@@ -245,6 +246,39 @@ void check_functions() {
   }
 }
 
+// Enough queries for bit planes; widths on both sides of every plan's limits, items that fill a tile and some of the
+// next.
+void check_planes() {
+  constexpr int kBits[] = {1,  12, 13, 15,  16,  17,  24,  25,  31,  32,  33,   48,   49,
+                           63, 64, 65, 127, 128, 129, 255, 256, 500, 768, 1024, 2047, 4096};
+  for (const std::string& isa : agmh::available_isas()) {
+    agmh::use_isa(isa);
+    for (const int bits : kBits) {
+      const int64_t n = draw(500, 620);
+      const int kind = static_cast<int>(draw(0, 3));
+      const Case c(bits, 49, n, kind, static_cast<int>(draw(1, 2)));
+      check_topk(c, draw(1, 20), draw(0, 1) == 0 ? bits : static_cast<int>(draw(0, bits)));
+      check_range(c, static_cast<int>(draw(0, bits)));
+    }
+  }
+}
+
+// Items enough for guesses at the k-th distance. They are too low where just the items looked at are near.
+void check_guesses() {
+  const std::vector<int64_t> sampled = agmh::sample_positions(9000);
+  CHECK(sampled.size() > 100 && std::is_sorted(sampled.begin(), sampled.end()) && sampled.back() < 9000);
+  for (const int64_t q : {2, 50}) {
+    for (const bool misled : {false, true}) {
+      Case c(48, q, 9000, 0, 2);
+      c.items = Rows(48, 9000, 0, 4000);
+      for (size_t i = 0; i < sampled.size(); ++i)
+        std::copy_n(c.queries.codes().row(0), 6, c.items.bytes.begin() + (misled ? sampled[i] : 50 + int64_t(i)) * 6);
+      c.task.items = c.items.codes();
+      for (const int64_t k : {1, 10, 200, 1000}) check_topk(c, k, 48);
+    }
+  }
+}
+
 // Large enough that both ways of splitting are taken and candidates are compacted often: distances only fall.
 void check_splits() {
   for (const int64_t q : {1, 3, 64}) {
@@ -296,8 +330,8 @@ void check_scratch() {
   agmh::histogram(task, nullptr, bins.data());
   agmh::distance(task, matrix.data());
   (void)agmh::range_count(task, 20, lims.data());
-  // 2 threads, 64 queries each, 2000 candidates of 10 bytes; a distance matrix would be 10 million.
-  CHECK(most - before < 4'000'000);
+  // 2 threads, 256 queries each, 2000 candidates of 8 bytes; a distance matrix would be 10 million.
+  CHECK(most - before < 2 * 256 * 2000 * 8 + 1'500'000);
 }
 
 // Calls again and again with one more allocation before one fails, until none does; failures must leave the size.
@@ -379,8 +413,12 @@ void check_concurrency() {
 // With the argument "threads" only what several threads do, which is what the thread sanitizer is slow and good for.
 int main(int argc, char**) {
   const bool all = argc == 1;
-  if (all) check_functions();
+  if (all) {
+    check_functions();
+    check_planes();
+  }
   agmh::use_isa(agmh::available_isas().back());
+  check_guesses();
   check_splits();
   if (all) check_scratch();
   check_concurrency();

@@ -1,0 +1,68 @@
+#include "hamming/hits.h"
+
+#include <bit>
+#include <cstring>
+
+namespace agmh {
+namespace {
+
+// Bytes of rows that a round of tiles may take.
+constexpr int kRoundBytes = 128 << 10;
+
+}  // namespace
+
+bool PlaneScan::pays(int bits, int64_t queries) {
+  const PlaneKernels& planes = kernels().planes;
+  return queries >= (bits <= 64 ? planes.queries : planes.wide_queries);
+}
+
+PlaneScan::PlaneScan(const Task& task, Range queries)
+    : task_(task),
+      queries_(queries),
+      kernels_(kernels()),
+      row_bytes_(padded_bytes(task.bits)),
+      step_(kPlaneItems * std::clamp(kRoundBytes / (kPlaneItems * row_bytes_), 1, kTiles)),
+      reader_(task, queries, step_),
+      filter_(kernels_.planes, task.bits, reader_.query(queries.begin), static_cast<int>(queries.size())),
+      limits_(static_cast<size_t>(queries.size())),
+      occupied_(static_cast<size_t>(queries.size() * kTiles)),
+      memory_(std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(step_ / 8 * queries.size() + 64))),
+      words_(reinterpret_cast<uint64_t*>(aligned(memory_.get()))),
+      index_(static_cast<size_t>(step_ + kIndexSlack)),
+      distances_(static_cast<size_t>(step_)) {}
+
+void PlaneScan::find(int64_t first, int count) {
+  rows_ = reader_.tile(first, count);
+  first_ = first;
+  count_ = count;
+  // Tiles that the last call had and this one has not.
+  if (count < step_) std::fill(occupied_.begin(), occupied_.end(), uint8_t{0});
+  for (int tile = 0; tile * kPlaneItems < count; ++tile) {
+    const int done = tile * kPlaneItems;
+    filter_.find(rows_ + static_cast<int64_t>(done) * row_bytes_, std::min(kPlaneItems, count - done), limits_.data(),
+                 words_ + tile * queries_.size() * kPlaneWords, occupied_.data() + tile, kTiles);
+  }
+}
+
+Hits PlaneScan::hits(int64_t query) {
+  const int64_t own = query - queries_.begin;
+  uint64_t left = 0;  // bit 8 t + w: word w of tile t has hits
+  std::memcpy(&left, occupied_.data() + own * kTiles, kTiles);
+  int found = 0;
+  for (; left != 0; left &= left - 1) {
+    const int place = std::countr_zero(left), tile = place / kPlaneWords;
+    const uint64_t word = words_[(tile * queries_.size() + own) * kPlaneWords + place % kPlaneWords];
+    found += kernels_.set_bits(word, 64 * place, index_.data() + found);
+  }
+  // Rows that do not exist count as zeros.
+  while (found > 0 && index_[static_cast<size_t>(found - 1)] >= count_) --found;
+  if (task_.mask != nullptr) {
+    const uint8_t* mask = task_.mask + query * task_.mask_stride + first_;
+    const auto end = std::remove_if(index_.begin(), index_.begin() + found, [&](uint16_t i) { return mask[i] == 0; });
+    found = static_cast<int>(end - index_.begin());
+  }
+  kernels_.distances_at(reader_.query(query), rows_, row_bytes_, index_.data(), found, distances_.data());
+  return {first_, index_.data(), distances_.data(), found};
+}
+
+}  // namespace agmh

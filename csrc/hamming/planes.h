@@ -1,0 +1,75 @@
+// Bit-plane counting: which of 512 codes are near a query, for many queries at once. README.md says how.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace agmh {
+
+inline constexpr int kPlaneItems = 512;
+inline constexpr int kPlaneWords = kPlaneItems / 64;
+inline constexpr int kPlaneBytes = kPlaneItems / 8;
+// Planes of three bits in a table: the sum's low bit for even and odd queries, its high bit for the 8 values of the
+// query's three bits.
+inline constexpr int kTriplePlanes = 10;
+
+// How the bits of a width are cut: chunks of `triples` groups of three bits, counted in `levels` planes.
+struct PlanePlan {
+  int triples = 0;
+  int levels = 0;
+  int chunks = 0;
+
+  int chunk_bits() const { return triples > 22 ? 128 : 64; }
+};
+PlanePlan plane_plan(int bits);
+
+// One chunk of one tile against a block of queries.
+struct PlaneCount {
+  const uint8_t* table;     // what `build` made of the chunk
+  const uint16_t* offsets;  // (queries, stride): where in the table a query finds its planes
+  int64_t stride;
+  int queries;
+  const int16_t* limits;  // largest distance that is a hit; below 0: nothing is
+  bool first, last;       // of the chunks
+  uint64_t* state;        // (queries, levels + 1, kPlaneWords) between chunks
+  uint64_t* hits;         // out, (queries, kPlaneWords): bit i is set where item i is a hit
+  uint8_t* occupied;      // out, (queries, occupied_stride): bit w is set where word w of the hits is not zero
+  int64_t occupied_stride;
+};
+
+struct PlaneKernels {
+  // Table of the bits of chunk `chunk` of `count` <= kPlaneItems padded, adjoining rows.
+  void (*build)(const uint8_t* rows, int count, int row_bytes, int bits, int chunk, const PlanePlan& plan,
+                uint8_t* table);
+  void (*count)(const PlanePlan& plan, const PlaneCount& task);
+  // Queries from which on this is faster than distances one by one, for rows of one word and of more.
+  int64_t queries, wide_queries;
+};
+
+// The bits that the triples of a chunk are made of: positions in a padded row, read as little-endian words, or -1.
+void plane_positions(int bits, int chunk, const PlanePlan& plan, int16_t* positions);
+
+// A block of queries, ready to be compared with tiles.
+class PlaneFilter {
+ public:
+  // `queries`: padded rows, adjoining.
+  PlaneFilter(const PlaneKernels& kernels, int bits, const uint8_t* queries, int count);
+
+  // Hits of `count` <= kPlaneItems padded, adjoining rows, as in PlaneCount. Items beyond `count` may pass for hits.
+  void find(const uint8_t* rows, int count, const int16_t* limits, uint64_t* hits, uint8_t* occupied,
+            int64_t occupied_stride);
+
+ private:
+  const PlaneKernels& kernels_;
+  int bits_;
+  int row_bytes_;
+  int queries_;
+  PlanePlan plan_;
+  std::vector<uint16_t> offsets_;  // (chunks, queries, 2 · triples)
+  std::unique_ptr<uint8_t[]> scratch_;
+  uint8_t* table_;
+  uint64_t* state_;
+};
+
+}  // namespace agmh
