@@ -73,6 +73,9 @@ class Registry {
 namespace {
 
 constexpr int64_t kMaxId = std::numeric_limits<int64_t>::max() - 1;
+// Items from which on, and queries after which they are grouped by code; and the most that are where the rows are
+// mapped, because groups take four bytes of memory an item.
+constexpr int64_t kLeastGrouped = 4096, kQueriesForGroups = 64, kMostMappedGrouped = int64_t{1} << 26;
 
 // The rows in ascending order of their ids; throws InputError for a negative or repeated id.
 std::vector<int64_t> order_of(const int64_t* ids, int64_t count) {
@@ -163,6 +166,7 @@ void Index::add(const Codes& codes, const int64_t* ids) {
   const int64_t highest = ids != nullptr ? ids[order.back()] : next_id_ + codes.count - 1;
   if (count > 0 && lowest <= storage_->ids()[count - 1]) {
     replaced = std::exchange(storage_, merged(codes, order, ids));
+    ungroup();
   } else {
     const bool in_place = exclusive();
     const std::shared_ptr<Storage> storage = in_place ? storage_ : storage_->copy(codes.count);
@@ -207,6 +211,7 @@ void Index::remove(const int64_t* ids, int64_t count) {
   if (positions.empty()) return;
   if (!exclusive()) replaced = std::exchange(storage_, storage_->copy(0));
   storage_->erase(positions);
+  ungroup();
 }
 
 Task Index::make_task(const Codes& queries, const Allowed& allowed, int threads,
@@ -242,12 +247,56 @@ Task Index::make_task(const Codes& queries, const Allowed& allowed, int threads,
   return task;
 }
 
+// The groups of the storage's first rows, made once so many queries were asked that it pays; null: a scan is as good.
+std::shared_ptr<const Groups> Index::groups(int64_t queries) const {
+  const int64_t count = storage_->count();
+  if (count < kLeastGrouped || (storage_->borrowed() && count > kMostMappedGrouped)) return nullptr;
+  const std::lock_guard<std::mutex> lock(grouping_);
+  asked_ += queries;
+  const bool current = groups_ != nullptr && count - groups_->size() <= groups_->size() / 8;
+  if (!current && asked_ >= std::max(patience_, kQueriesForGroups)) {
+    groups_ = Groups::of(storage_->codes(), bits_);
+    // Where it did not pay, much has to be asked before it is tried again.
+    patience_ = groups_ == nullptr ? 8 * asked_ : 0;
+    asked_ = 0;
+  }
+  return groups_;
+}
+
+// For when rows were moved.
+void Index::ungroup() {
+  groups_ = nullptr;
+  asked_ = patience_ = 0;
+}
+
 void Index::search(const Codes& queries, int64_t k, int max_distance, const Allowed& allowed, int threads,
                    int32_t* distances, int64_t* ids) const {
   check_padding("queries", queries, bits_);
   const auto lock = read_lock();
   std::vector<int64_t> selection;
-  topk(make_task(queries, allowed, threads, selection), k, max_distance, distances, ids);
+  Task task = make_task(queries, allowed, threads, selection);
+  const bool all = task.mask == nullptr && task.selected < 0;
+  const std::shared_ptr<const Groups> grouped = all ? groups(queries.count) : nullptr;
+  if (grouped == nullptr) return topk(task, k, max_distance, distances, ids);
+  grouped->topk(task, k, max_distance, distances, ids);
+  const int64_t first = grouped->size();
+  if (first == storage_->count()) return;
+  // Rows that came later are scanned; at equal distances they come after those of the groups.
+  task.items.data += first * task.items.stride;
+  task.items.count -= first;
+  task.ids += first;
+  const size_t results = static_cast<size_t>(queries.count * k);
+  std::vector<int32_t> late_distances(results), early_distances(distances, distances + results);
+  std::vector<int64_t> late_ids(results), early_ids(ids, ids + results);
+  topk(task, k, max_distance, late_distances.data(), late_ids.data());
+  for (int64_t q = 0; q < queries.count; ++q) {
+    size_t early = static_cast<size_t>(q * k), late = early;
+    for (int64_t i = q * k; i < (q + 1) * k; ++i) {
+      const bool earlier = early_distances[early] <= late_distances[late];
+      distances[i] = earlier ? early_distances[early] : late_distances[late];
+      ids[i] = earlier ? early_ids[early++] : late_ids[late++];
+    }
+  }
 }
 
 RangeResult Index::range_search(const Codes& queries, int radius, const Allowed& allowed, int threads) const {

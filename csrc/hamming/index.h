@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "hamming/engine.h"
+#include "hamming/groups.h"
 #include "hamming/storage.h"
 
 namespace agmh {
@@ -62,6 +63,8 @@ class Index {
  private:
   std::shared_lock<std::shared_mutex> read_lock() const;
   Task make_task(const Codes& queries, const Allowed& allowed, int threads, std::vector<int64_t>& selection) const;
+  std::shared_ptr<const Groups> groups(int64_t queries) const;
+  void ungroup();
   bool exclusive() const;
   std::shared_ptr<Storage> merged(const Codes& codes, const std::vector<int64_t>& order, const int64_t* ids) const;
 
@@ -71,6 +74,11 @@ class Index {
   mutable std::shared_mutex mutex_;
   // A writer holds the gate while it waits, so that searches without pause cannot keep it out for ever.
   mutable std::mutex gate_;
+  // What the searches so far have made it worth to group: the first rows of the storage.
+  mutable std::mutex grouping_;
+  mutable std::shared_ptr<const Groups> groups_;
+  mutable int64_t asked_ = 0;     // queries since the last grouping or change
+  mutable int64_t patience_ = 0;  // queries to wait for before the next
 
   friend class Registry;
 };

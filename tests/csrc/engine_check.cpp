@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <numeric>
 #include <random>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "hamming/engine.h"
+#include "hamming/groups.h"
 #include "hamming/index.h"
 #include "hamming/kernels.h"
 #include "hamming/sample.h"
@@ -279,6 +281,62 @@ void check_guesses() {
   }
 }
 
+// An index asked often enough to group its items answers as a scan does, whatever is added and removed afterwards.
+void check_groups() {
+  struct Kind {
+    int bits;
+    int64_t count;
+    int distinct;
+  };
+  for (const auto& [bits, count, distinct] : {Kind{3, 4096, 8},
+                                              {8, 5000, 200},
+                                              {12, 6000, 3000},
+                                              {16, 70'000, 9000},
+                                              {16, 70'000, 60'000},
+                                              {48, 9000, 300},
+                                              {300, 5000, 9}}) {
+    const Rows items(bits, count, 0, distinct), more(bits, 200, 1, 50);
+    Rows queries(bits, 40, 0, 40);
+    std::copy_n(items.bytes.begin(), items.stride * 10, queries.bytes.begin());
+    agmh::Index index(bits);
+    std::vector<int64_t> evens(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) evens[static_cast<size_t>(i)] = 2 * i;
+    index.add(items.codes(), evens.data());
+    const auto search = [&](int64_t k, int limit) {
+      int64_t next_id = 0;
+      const auto storage = index.snapshot(&next_id);
+      agmh::Task task{bits, queries.codes(), storage->codes()};
+      task.ids = storage->ids();
+      const int64_t results = queries.count * k;
+      auto distances = garbage<int32_t>(results), expected_distances = garbage<int32_t>(results);
+      auto ids = garbage<int64_t>(results), expected_ids = garbage<int64_t>(results);
+      index.search(queries.codes(), k, limit, {}, 2, distances.data(), ids.data());
+      agmh::topk(task, k, limit, expected_distances.data(), expected_ids.data());
+      CHECK(distances == expected_distances && ids == expected_ids);
+    };
+    const auto searches = [&] {
+      for (const int64_t k : {int64_t{1}, int64_t{10}, int64_t{600}, count / 2, count + 3}) search(k, bits);
+      search(30, static_cast<int>(draw(0, bits)));
+    };
+    searches();
+    CHECK((agmh::Groups::of({items.bytes.data(), count, items.stride, agmh::packed_bytes(bits)}, bits) != nullptr) ||
+          agmh::packed_bytes(bits) != agmh::padded_bytes(bits));
+    index.add(more.codes(), nullptr);  // behind the grouped ones
+    searches();
+    const int64_t odd[] = {1, 777, 4001}, gone[] = {2, 778, 4000};
+    agmh::Codes few = more.codes();
+    few.count = 3;
+    index.add(few, odd);  // between them
+    searches();
+    index.remove(gone, 3);
+    searches();
+  }
+  // Codes that are all different are left to the scan.
+  Rows unlike(64, 5000, 0, 1);
+  for (int64_t i = 0; i < 5000; ++i) std::memcpy(&unlike.bytes[static_cast<size_t>(8 * i)], &i, 8);
+  CHECK(agmh::Groups::of(unlike.codes(), 64) == nullptr);
+}
+
 // Large enough that both ways of splitting are taken and candidates are compacted often: distances only fall.
 void check_splits() {
   for (const int64_t q : {1, 3, 64}) {
@@ -419,6 +477,7 @@ int main(int argc, char**) {
   }
   agmh::use_isa(agmh::available_isas().back());
   check_guesses();
+  check_groups();
   check_splits();
   if (all) check_scratch();
   check_concurrency();
