@@ -22,9 +22,9 @@ class Config:
 def choose(device: torch.device) -> Config:
     """One tile for every N and L.
 
-    16 bits are the smallest that tensor cores multiply, and the bits of a block are decided one after another with a
-    sixteenth of the tile to look at. A warp has 16 rows. With four warps and 64 rows Triton 3.6 would send float64 to
-    those tensor cores of sm_100 that do not know it. GPUs that have none for float64 take more registers a row.
+    16 bits are the fewest that a product takes, and each bit of a block costs a look at the whole tile. With four warps
+    and 64 rows Triton 3.6 would send float64 to those tensor cores of sm_100 that do not know it. Where it takes none
+    for float64 at all, two warps would spill.
     """
     cc = capability(device)
     return Config(rows=32, bits=16, warps=2 if cc in (80, 90) or 100 <= cc < 120 else 4)
