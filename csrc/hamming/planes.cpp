@@ -59,23 +59,34 @@ PlaneFilter::PlaneFilter(const PlaneKernels& kernels, int bits, const uint8_t* q
   state_ = reinterpret_cast<uint64_t*>(table_ + table);
 }
 
+void PlaneFilter::chunk(int index, const uint8_t* rows, int count, PlaneCount task) {
+  const int64_t row = 2 * plan_.triples;
+  kernels_.build(rows, count, row_bytes_, bits_, index, plan_, table_);
+  task.table = table_;
+  task.offsets = offsets_.data() + index * queries_ * row;
+  task.stride = row;
+  task.queries = queries_;
+  task.first = index == 0;
+  kernels_.count(plan_, task);
+}
+
 void PlaneFilter::find(const uint8_t* rows, int count, const int16_t* limits, uint64_t* hits, uint8_t* occupied,
                        int64_t occupied_stride) {
-  const int64_t row = 2 * plan_.triples;
-  for (int chunk = 0; chunk < plan_.chunks; ++chunk) {
-    kernels_.build(rows, count, row_bytes_, bits_, chunk, plan_, table_);
-    kernels_.count(plan_, {.table = table_,
-                           .offsets = offsets_.data() + chunk * queries_ * row,
-                           .stride = row,
-                           .queries = queries_,
-                           .limits = limits,
-                           .first = chunk == 0,
-                           .last = chunk == plan_.chunks - 1,
-                           .state = state_,
-                           .hits = hits,
-                           .occupied = occupied,
-                           .occupied_stride = occupied_stride});
-  }
+  for (int index = 0; index < plan_.chunks; ++index)
+    chunk(index, rows, count,
+          {.limits = limits,
+           .last = index == plan_.chunks - 1,
+           .state = state_,
+           .hits = hits,
+           .occupied = occupied,
+           .occupied_stride = occupied_stride});
+}
+
+void PlaneFilter::planes(const uint8_t* rows, int count, uint64_t* out) {
+  // Counted from zero, and never turned into hits.
+  const std::vector<int16_t> all(static_cast<size_t>(queries_), static_cast<int16_t>((1 << plan_.levels) - 1));
+  for (int index = 0; index < plan_.chunks; ++index)
+    chunk(index, rows, count, {.limits = all.data(), .last = false, .state = out});
 }
 
 }  // namespace agmh

@@ -26,16 +26,26 @@ PlanePlan plane_plan(int bits);
 
 // One chunk of one tile against a block of queries.
 struct PlaneCount {
-  const uint8_t* table;     // what `build` made of the chunk
-  const uint16_t* offsets;  // (queries, stride): where in the table a query finds its planes
-  int64_t stride;
-  int queries;
-  const int16_t* limits;  // largest distance that is a hit; below 0: nothing is
-  bool first, last;       // of the chunks
-  uint64_t* state;        // (queries, levels + 1, kPlaneWords) between chunks
-  uint64_t* hits;         // out, (queries, kPlaneWords): bit i is set where item i is a hit
-  uint8_t* occupied;      // out, (queries, occupied_stride): bit w is set where word w of the hits is not zero
-  int64_t occupied_stride;
+  const uint8_t* table = nullptr;     // what `build` made of the chunk
+  const uint16_t* offsets = nullptr;  // (queries, stride): where in the table a query finds its planes
+  int64_t stride = 0;
+  int queries = 0;
+  const int16_t* limits = nullptr;   // largest distance that is a hit; below 0: nothing is
+  bool first = false, last = false;  // of the chunks
+  uint64_t* state = nullptr;         // (queries, levels + 1, kPlaneWords) between chunks
+  uint64_t* hits = nullptr;          // out, (queries, kPlaneWords): bit i is set where item i is a hit
+  uint8_t* occupied = nullptr;  // out, (queries, occupied_stride): bit w is set where word w of the hits is not zero
+  int64_t occupied_stride = 0;
+};
+
+// Some tiles against one query, whose distances are given as planes: bit i of plane l is bit l of item i's distance.
+struct Tally {
+  const uint64_t* planes;  // (tiles, levels, kPlaneWords), tiles tile_stride words apart
+  int64_t tile_stride;
+  int tiles, levels, bits;
+  const uint64_t* items;   // (tiles, kPlaneWords): the items that exist
+  const uint64_t* chosen;  // (tiles, kPlaneWords), or null: those that are counted apart as well
+  int64_t* counts;         // (bits + 1, 1), or with chosen (bits + 1, 2): added to
 };
 
 struct PlaneKernels {
@@ -43,6 +53,7 @@ struct PlaneKernels {
   void (*build)(const uint8_t* rows, int count, int row_bytes, int bits, int chunk, const PlanePlan& plan,
                 uint8_t* table);
   void (*count)(const PlanePlan& plan, const PlaneCount& task);
+  void (*tally)(const Tally& task);
   // Queries from which on this is faster than distances one by one, for rows of one word and of more.
   int64_t queries, wide_queries;
 };
@@ -60,7 +71,15 @@ class PlaneFilter {
   void find(const uint8_t* rows, int count, const int16_t* limits, uint64_t* hits, uint8_t* occupied,
             int64_t occupied_stride);
 
+  // Distances to `count` rows as planes: (queries, levels + 1, kPlaneWords), the last plane zero; 64-byte aligned.
+  void planes(const uint8_t* rows, int count, uint64_t* out);
+
+  int levels() const { return plan_.levels; }
+
  private:
+  // One chunk of a tile; the rest of `task` is the caller's.
+  void chunk(int index, const uint8_t* rows, int count, PlaneCount task);
+
   const PlaneKernels& kernels_;
   int bits_;
   int row_bytes_;

@@ -261,6 +261,8 @@ void check_planes() {
       const Case c(bits, 49, n, kind, static_cast<int>(draw(1, 2)));
       check_topk(c, draw(1, 20), draw(0, 1) == 0 ? bits : static_cast<int>(draw(0, bits)));
       check_range(c, static_cast<int>(draw(0, bits)));
+      const Case labelled(bits, 49, bits == 48 || bits == 128 ? 4300 : n, 0, 1);
+      check_labels(labelled, static_cast<int>(draw(0, 2)));
     }
   }
 }
