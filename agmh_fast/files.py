@@ -34,7 +34,8 @@ def as_path(path: str | bytes | os.PathLike[str]) -> Path:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed.
 
-    A process that is killed leaves its temporary file, `.name.` and 16 hexadecimal digits; the next write to the same
+    The caller writes to that file and puts no other in its place: it is locked, which tells it from one left over. A
+    process that is killed leaves its temporary file, `.name.` and 16 hexadecimal digits; the next write to the same
     path removes it. Raises InputError if the folder is missing or not writable.
     """
     target = as_path(path)

@@ -68,12 +68,13 @@ def save_model(path: Path, model: AGMH, codes: Tensor, meta: dict[str, Any]) -> 
 
     codes: (N, bits) of either sign, as in `HashingState.codes`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     tensors[_CODES] = pack_codes(codes).cpu()
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, {_META: json.dumps(meta)})
+        # Not save_file: it puts a file of its own in the place of this one.
+        temporary.write_bytes(save(tensors, {_META: json.dumps(meta)}))
 
 
 def load_run(folder: str | os.PathLike[str], which: str = "best", device: str | torch.device = "cpu") -> AGMH:
