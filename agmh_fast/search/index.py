@@ -53,8 +53,11 @@ class HammingIndex:
 
     Several threads may search at once, without Python's lock; add and remove wait for running searches, and a fork
     waits for all calls, so that a forked child finds the index whole and searches on. Each call uses as many threads as
-    `agmh_fast.set_num_threads` said or torch has: one in a worker of a DataLoader. Raises InputError for bad
-    arguments, MemoryError where a result or a copy does not fit; either way the index is then as it was.
+    `agmh_fast.set_num_threads` said or torch has: one in a worker of a DataLoader. An index can be pickled, a mapped
+    one as the path of its file.
+
+    Raises InputError for bad arguments, MemoryError where a result or a copy does not fit; either way the index is then
+    as it was.
     """
 
     def __init__(self, bits: int, device: str | torch.device = "cpu") -> None:
@@ -162,16 +165,11 @@ class HammingIndex:
         Raises InputError for a damaged or foreign file.
         """
         device = _check_device(device)
-        engine = _load_engine()
         contents, file = index_file.read(path, mmap)
-        index = cls.__new__(cls)
-        index._bits, index._device = contents.bits, device
         try:
-            index._engine = engine.Index.map(*contents)
+            return cls._of(contents, file, device)
         except InputError as error:
             raise InputError(f"{os.fspath(path)!r} is damaged: {error}") from error
-        index._file = file
-        return index
 
     @classmethod
     def from_faiss(cls, index: Any, device: str | torch.device = "cpu") -> HammingIndex:
@@ -218,6 +216,28 @@ class HammingIndex:
                     file.write(np.ascontiguousarray(codes[start : start + _ROWS]).data)
         except OSError as error:
             raise InputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, and copies: a mapped index is its file, which they map too; any other its contents."""
+        if self._file is not None:
+            self._file.check()
+            return type(self)._of_file, (self._file.path, self._file.version, str(self.device))
+        return type(self)._of, (self._contents(), None, self.device)
+
+    @classmethod
+    def _of_file(cls, path: str, version: tuple[int, int], device: str) -> HammingIndex:
+        index = cls.load(path, device=device)
+        same = index._file is not None and index._file.version == version
+        require(same, f"{path!r} is not the file any more that the index was mapped from")
+        return index
+
+    @classmethod
+    def _of(cls, contents: index_file.Contents, file: index_file.OpenFile | None, device: torch.device) -> HammingIndex:
+        """The index over arrays that stay where they are until its first change."""
+        index = cls.__new__(cls)
+        index._bits, index._device, index._file = contents.bits, device, file
+        index._engine = _load_engine().Index.map(*contents)
+        return index
 
     def _contents(self) -> index_file.Contents:
         rows, ids, next_id = self._live().snapshot()

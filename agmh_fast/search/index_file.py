@@ -42,13 +42,13 @@ class OpenFile:
     """An index file held open while it is mapped: a file that is renamed over its path takes nothing from it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = os.path.abspath(path)
         self._file = path.open("rb", buffering=0)
-        self._opened = self._version()
+        self.version = self._present_version()
 
     def map(self) -> mmap.mmap | bytes:
         """The whole file, read where it lies."""
-        size = self._opened[0]
+        size = self.version[0]
         if size == 0:
             return b""  # which cannot be mapped
         data = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
@@ -63,13 +63,13 @@ class OpenFile:
     def check(self) -> None:
         """Raise InputError where the file was cut or written to in place since it was opened."""
         try:
-            same = self._version() == self._opened
+            same = self._present_version() == self.version
         except OSError as error:
-            raise InputError(f"cannot read {str(self._path)!r} any more: {error.strerror}") from error
+            raise InputError(f"cannot read {self.path!r} any more: {error.strerror}") from error
         if not same:
-            raise InputError(f"{str(self._path)!r} was written to while it was mapped: load it again")
+            raise InputError(f"{self.path!r} was written to while it was mapped: load it again")
 
-    def _version(self) -> tuple[int, int]:
+    def _present_version(self) -> tuple[int, int]:
         found = os.fstat(self._file.fileno())
         return found.st_size, found.st_mtime_ns
 

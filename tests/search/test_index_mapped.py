@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 
@@ -160,6 +162,29 @@ def test_a_file_changed_in_place_is_an_error(tmp_path, use, how):
     with pytest.raises(af.InputError, match=r"index' was written to while it was mapped: load it again"):
         use(loaded)
     assert len(changed.search(np.zeros((1, 6), np.uint8), 3).ids) == 1  # which is in memory since its first change
+
+
+@linux
+def test_a_mapped_index_is_pickled_as_its_file(tmp_path, monkeypatch):
+    """A DataLoader's workers that are started anew get the index this way, and share its memory."""
+    path = tmp_path / "index"
+    _index().save(path)
+    monkeypatch.chdir(tmp_path)
+    loaded = af.HammingIndex.load("index")
+    pickled = pickle.dumps(loaded)
+    assert len(pickled) < 1000
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickled)
+    _assert_same(again, loaded)
+    loaded.add(np.ones((1, 6), np.uint8))  # into memory: now it is pickled whole
+    for other in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        _assert_same(other, loaded)
+        other.add(np.ones((1, 6), np.uint8))
+        assert other.ids.tolist() == list(range(202))
+        assert len(loaded) == 201
+    _index(rows=3).save(path)
+    with pytest.raises(af.InputError, match="not the file any more"):
+        pickle.loads(pickled)
 
 
 @linux
