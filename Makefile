@@ -19,7 +19,7 @@ SOURCES := $(shell find csrc -type f -name '*.cpp' -o -name '*.h' -o -name '*.cu
 
 # Seconds that `make fuzz` gives each of its targets, and the number that it starts from.
 FUZZ_SECONDS ?= 60
-FUZZ_SEED ?= $(shell date +%s)
+FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
 
 .PHONY: demo test lint format bench gpu sanitize fuzz clean
 

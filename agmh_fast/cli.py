@@ -98,12 +98,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 
-def _read_npy(option: str, path: str) -> np.ndarray:
+def _read_npy(option: str, path: str, mmap: bool = False) -> np.ndarray:
     """A .npy file, nothing unpickled; InputError names the option."""
     import numpy as np
 
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{option}: cannot read {path!r} as a .npy file: {error}") from error
     if not isinstance(array, np.ndarray):
@@ -215,13 +215,12 @@ def _index_options(parser: argparse.ArgumentParser) -> None:
 def _index(args: argparse.Namespace) -> None:
     from agmh_fast.search import HammingIndex
 
-    index = HammingIndex(args.bits)
-    index.add(_read_npy("codes", args.codes))
-    index.save(args.output)
+    codes = _read_npy("codes", args.codes, mmap=True)
+    HammingIndex.save_codes(args.output, codes, args.bits)
     if args.json:
-        _print_json({"items": len(index), "bits": index.bits, "output": args.output})
+        _print_json({"items": len(codes), "bits": args.bits, "output": args.output})
     else:
-        print(f"{len(index)} codes of {index.bits} bits in {args.output}")
+        print(f"{len(codes)} codes of {args.bits} bits in {args.output}")
 
 
 def _search_options(parser: argparse.ArgumentParser) -> None:

@@ -100,11 +100,16 @@ def _check_padding(name: str, codes: Tensor, bits: int) -> Tensor:
         return torch.cat([codes[:, :-1], codes[:, -1:] & (255 - padding)], dim=1)
     bad = (codes[:, -1] & padding).nonzero()
     if len(bad):
-        raise InputError(
-            f"{name}: row {int(bad[0])} has bits set beyond the {bits} bits of a code; the unused low bits of the "
-            "last byte must be 0, as numpy.packbits leaves them"
-        )
+        raise padding_error(name, int(bad[0]), bits)
     return codes
+
+
+def padding_error(name: str, row: int, bits: int) -> InputError:
+    """What to raise for a row with bits set beyond those of a code."""
+    return InputError(
+        f"{name}: row {row} has bits set beyond the {bits} bits of a code; the unused low bits of the last byte must "
+        "be 0, as numpy.packbits leaves them"
+    )
 
 
 def _sign_bits(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from agmh_fast.errors import InputError, require
-from agmh_fast.ops.codes import check_layout, check_rows
+from agmh_fast.ops.codes import check_layout, check_rows, padding_error
 
 Array = Any
 """A NumPy array, a torch tensor, or anything with `__dlpack__` or the buffer protocol."""
@@ -33,6 +33,15 @@ def packed_rows(name: str, codes: Array, bits: int) -> np.ndarray:
         rows = _plain_array(name, codes)
         check_rows(name, str(rows.dtype), rows.shape, bits)
     return rows if rows.strides[1] == 1 or width == 1 else np.ascontiguousarray(rows)
+
+
+def check_padding(name: str, rows: np.ndarray, bits: int) -> None:
+    """Raise InputError for a row with bits set beyond `bits`; mapped rows are looked at some at a time."""
+    padding, step = (1 << (-bits % 8)) - 1, 1 << 20
+    for start in range(0, len(rows) if padding else 0, step):
+        bad = np.flatnonzero(rows[start : start + step, -1] & padding)
+        if bad.size:
+            raise padding_error(name, start + int(bad[0]), bits)
 
 
 def id_list(name: str, ids: Array) -> np.ndarray:

@@ -21,7 +21,7 @@ from agmh_fast.files import as_path, atomic_write
 from agmh_fast.ops.codes import check_bits
 from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.search import index_file
-from agmh_fast.search.arguments import Array, allowed_items, id_list, packed_rows
+from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
 
 _MAX_K = 2**31 - 1
 # Rows that are copied at a time on their way to a .npy file.
@@ -150,7 +150,20 @@ class HammingIndex:
         A process that is killed meanwhile leaves a temporary file beside it, `.name.` and 16 hexadecimal digits, which
         the next save to the same path removes.
         """
-        index_file.write(path, self._contents())
+        index_file.write(path, *self._contents())
+
+    @staticmethod
+    def save_codes(path: str | os.PathLike[str], codes: Array, bits: int) -> None:
+        """Write the file of an index of `codes`, with row numbers as ids, without an index in memory.
+
+        codes: (N, ceil(bits / 8)) packed uint8, mapped if need be: they pass by in pieces. The way to a database larger
+        than memory: `save_codes(path, numpy.load(npy, mmap_mode="r"), bits)`, then `load(path)`. Errors as `add` and
+        `save`.
+        """
+        bits = check_bits(bits)
+        rows = packed_rows("codes", codes, bits)
+        check_padding("codes", rows, bits)
+        index_file.write(path, bits, rows, range(len(rows)), len(rows))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], mmap: bool = True, device: str | torch.device = "cpu") -> HammingIndex:

@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,8 @@ FORMAT = "agmh_fast.HammingIndex"
 VERSION = 1
 _NO_CHECKSUM = "0" * 64
 _MAX_HEADER = 1 << 20
-# Bytes that a checksum takes at a time: between two of them an interrupt is heard.
-_CHUNK = 1 << 26
+# Bytes that are read and written at a time: between two of them an interrupt is heard.
+_CHUNK = 1 << 22
 
 
 class Contents(NamedTuple):
@@ -74,17 +75,21 @@ class OpenFile:
         return found.st_size, found.st_mtime_ns
 
 
-def write(path: str | os.PathLike[str], contents: Contents) -> None:
-    """Write atomically: a reader, or a crash at any instant, finds the old file or the new one."""
-    ids, rows = np.ascontiguousarray(contents.ids), np.ascontiguousarray(contents.rows)
+def write(path: str | os.PathLike[str], bits: int, rows: np.ndarray, ids: np.ndarray | range, next_id: int) -> None:
+    """Write atomically: a reader, or a crash at any instant, finds the old file or the new one.
 
-    def header(checksum: str) -> bytes:
-        return _header(contents.bits, len(ids), contents.next_id, checksum)
+    rows (N, bytes) uint8, packed or padded, and ids (N,) pass by in pieces: they may be mapped, and larger than memory.
+    """
 
-    checksum = _digest(header(_NO_CHECKSUM), _bytes(ids), _bytes(rows))
+    def parts(checksum: str) -> Iterator[bytes | memoryview]:
+        yield _header(bits, len(rows), next_id, checksum)
+        yield from _id_pieces(ids)
+        yield from _row_pieces(rows, padded_bytes(bits))
+
+    checksum = _digest(parts(_NO_CHECKSUM))
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            for part in (header(checksum), _bytes(ids), _bytes(rows)):
+            for part in parts(checksum):
                 file.write(part)
     except OSError as error:
         name = os.fspath(path)
@@ -159,7 +164,8 @@ def _parse(path: Path, data: mmap.mmap | bytes) -> Contents:
     split, width = head + 8 * count, padded_bytes(bits)
     if len(data) != split + count * width:
         raise _damaged(path, f"it has {len(data)} bytes, its header describes {split + count * width}")
-    if _digest(_header(bits, count, next_id, _NO_CHECKSUM), memoryview(data)[head:]) != checksum:
+    blank = _header(bits, count, next_id, _NO_CHECKSUM)
+    if _digest([blank, *_pieces(memoryview(data)[head:])]) != checksum:
         raise _damaged(path, "its checksum does not match")
     ids = np.frombuffer(data, np.int64, count, head)
     return Contents(bits, np.frombuffer(data, np.uint8, count * width, split).reshape(count, width), ids, next_id)
@@ -185,12 +191,32 @@ def _header(bits: int, count: int, next_id: int, checksum: str) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _digest(*parts: bytes | memoryview) -> str:
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        for start in range(0, len(part), _CHUNK):
-            digest.update(part[start : start + _CHUNK])
+        digest.update(part)
     return digest.hexdigest()
+
+
+def _pieces(data: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(data), _CHUNK):
+        yield data[start : start + _CHUNK]
+
+
+def _id_pieces(ids: np.ndarray | range) -> Iterator[memoryview]:
+    for start in range(0, len(ids), _CHUNK // 8):
+        piece = ids[start : start + _CHUNK // 8]
+        piece = np.arange(piece.start, piece.stop, dtype=np.int64) if isinstance(piece, range) else piece
+        yield _bytes(np.ascontiguousarray(piece, np.int64))
+
+
+def _row_pieces(rows: np.ndarray, width: int) -> Iterator[memoryview]:
+    """Rows as they lie in the file; those that lie so already are not copied."""
+    for start in range(0, len(rows), _CHUNK // width):
+        piece = rows[start : start + _CHUNK // width]
+        if piece.shape[1] < width:
+            piece = np.pad(piece, ((0, 0), (0, width - piece.shape[1])))
+        yield _bytes(np.ascontiguousarray(piece))
 
 
 def _bytes(array: np.ndarray) -> memoryview:

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -78,6 +79,35 @@ def test_the_file_is_plain_safetensors(tmp_path):
         assert np.array_equal(file.get_tensor("codes")[:, :2], index.codes)
         assert np.array_equal(file.get_tensor("ids"), index.ids)
         assert file.metadata()["bits"] == "12"
+
+
+@pytest.mark.parametrize("bits", [1, 12, 45, 64, 300])
+@pytest.mark.parametrize("rows", [0, 1, 700])
+def test_codes_are_saved_without_an_index(tmp_path, monkeypatch, bits, rows):
+    """In pieces, yet byte for byte what an index of them saves."""
+    monkeypatch.setattr(index_file, "_CHUNK", 1024)
+    index = af.HammingIndex(bits)
+    index.add(np.packbits(np.random.default_rng(0).integers(0, 2, (rows, bits), dtype=np.uint8), axis=1))
+    index.save(tmp_path / "index")
+    index.to_npy(tmp_path / "codes.npy")
+    for codes in (np.load(tmp_path / "codes.npy", mmap_mode="r"), index.codes, torch.from_numpy(index.codes.copy())):
+        af.HammingIndex.save_codes(tmp_path / "codes", codes, bits)
+        assert (tmp_path / "codes").read_bytes() == (tmp_path / "index").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("codes", "bits", "message"),
+    [
+        (np.zeros((3, 2), np.uint8), 8, "codes must have 1 bytes a row"),
+        (np.zeros((3, 2), np.int16), 16, "codes must be uint8"),
+        (np.zeros((3, 2), np.uint8), 0, "bits must be"),
+        (8 * np.eye(3, 2, -1, np.uint8), 12, "codes: row 2 has bits set beyond the 12 bits"),
+    ],
+)
+def test_codes_to_be_saved_are_checked(tmp_path, codes, bits, message):
+    with pytest.raises(af.InputError, match=message):
+        af.HammingIndex.save_codes(tmp_path / "never", codes, bits)
+    assert not os.listdir(tmp_path)
 
 
 def _assert_damaged(path):

@@ -63,6 +63,8 @@ assert len(index) == 4_000_000
 index.save(path + ".again")
 index.to_npy(path + ".npy")
 searched(af.HammingIndex.load(path + ".again"))
+af.HammingIndex.save_codes(path + ".again", np.load(path + ".npy", mmap_mode="r"), 64)
+searched(af.HammingIndex.load(path + ".again"))
 print("searched")
 """
 
