@@ -47,7 +47,7 @@ def array_to_tensor(name: str, array: np.ndarray) -> Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if any(stride < 0 or stride % max(array.itemsize, 1) for stride in array.strides):
-        array = np.ascontiguousarray(array)
+        array = array.copy(order="C")  # ascontiguousarray would keep a single row's stride, whatever it is
     try:
         return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
     except TypeError as error:

@@ -204,16 +204,16 @@ std::shared_ptr<Storage> Index::merged(const Codes& codes, const std::vector<int
                                        const int64_t* ids) const {
   const Storage& present = *storage_;
   const Codes rows = present.codes();
-  auto merged = std::make_shared<Storage>(bits_);
-  merged->reserve(present.count() + codes.count);
+  auto all = std::make_shared<Storage>(bits_);
+  all->reserve(present.count() + codes.count);
   int64_t next = 0;
   for (const int64_t row : order) {
     for (; next < present.count() && present.ids()[next] < ids[row]; ++next)
-      merged->append(rows, next, present.ids()[next]);
-    merged->append(codes, row, ids[row]);
+      all->append(rows, next, present.ids()[next]);
+    all->append(codes, row, ids[row]);
   }
-  for (; next < present.count(); ++next) merged->append(rows, next, present.ids()[next]);
-  return merged;
+  for (; next < present.count(); ++next) all->append(rows, next, present.ids()[next]);
+  return all;
 }
 
 void Index::remove(const int64_t* ids, int64_t count) {

@@ -49,7 +49,13 @@ def test_memory_outlives_the_array():
 
 @pytest.mark.parametrize(
     "array",
-    [np.arange(6)[::-1], np.arange(6).astype(">i8"), np.zeros(4, [("a", "u1"), ("b", "<i4")])["b"], np.zeros((0, 3))],
+    [
+        np.arange(6)[::-1],
+        np.ones((1, 6))[::-1],
+        np.arange(6).astype(">i8"),
+        np.zeros(4, [("a", "u1"), ("b", "<i4")])["b"],
+        np.zeros((0, 3)),
+    ],
 )
 def test_layouts_that_torch_lacks_are_copied(array):
     assert array_to_tensor("x", array).tolist() == array.tolist()

@@ -119,7 +119,7 @@ def _codes(rng):
     bad = np.zeros((rows, 6), np.uint8)
     bad[rng.randrange(rows), 5] = rng.randint(1, 7)  # padding bits
     bad = rng.choice([bad, bad[::-1], np.asfortranarray(bad)])
-    return bad if kind == 3 else torch.from_numpy(np.ascontiguousarray(bad))
+    return bad if kind == 3 else torch.from_numpy(bad.copy())
 
 
 def _ids(rng, good, wrong):
@@ -186,6 +186,7 @@ def test_bad_calls_name_the_argument_and_change_nothing(tmp_path, mapped):
     before = _digest(index)
     calls = {
         "codes": lambda bad: index.add(bad),
+        "codes to save": lambda bad: af.HammingIndex.save_codes(tmp_path / "never", bad, BITS),
         "ids": lambda bad: index.add(CODES, bad),
         "ids to remove": lambda bad: index.remove(bad),
         "queries": lambda bad: index.search(bad, 2),
@@ -230,3 +231,4 @@ def test_bad_calls_name_the_argument_and_change_nothing(tmp_path, mapped):
         where = (argument, str(tmp_path), "index file", ".npy") if argument == "path" else (argument,)
         assert any(name in said for name in where), said
         assert _digest(index) == before
+    assert not (tmp_path / "never").exists()
