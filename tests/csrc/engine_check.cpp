@@ -441,8 +441,9 @@ void check_concurrency() {
   const Rows items(48, 3000, 0, 50), query(48, 1, 0, 1);
   agmh::Index index(48);
   std::atomic<bool> stop{false};
+  std::atomic<int64_t> searches{0};
   const auto search = [&] {
-    while (!stop) {
+    for (; !stop; ++searches) {
       int32_t distances[8];
       int64_t ids[8];
       index.search(query.codes(), 8, 48, {}, 2, distances, ids);
@@ -456,6 +457,7 @@ void check_concurrency() {
   };
   std::thread first(search), second(search);
   for (int64_t i = 0; i < items.count; i += 30) {
+    for (const int64_t before = searches; searches == before;) std::this_thread::yield();
     agmh::Codes part = items.codes();
     part.data += i * part.stride;
     part.count = 30;

@@ -225,11 +225,13 @@ def test_searches_run_while_items_come_and_go():
     index = af.HammingIndex(48)
     index.add(codes[:10])
     queries, stop, failures = codes[:4], threading.Event(), []
+    searched = threading.Semaphore(0)
 
     def search():
         try:
             while not stop.is_set():
                 distances, ids = index.search(queries, 5)
+                searched.release()
                 for row, query in enumerate(queries):
                     known = np.unpackbits(codes[ids[row]] ^ query, axis=1).sum(1)
                     assert known.tolist() == distances[row].tolist()
@@ -242,6 +244,7 @@ def test_searches_run_while_items_come_and_go():
     for thread in threads:
         thread.start()
     for start in range(10, 4_000, 30):
+        searched.acquire(timeout=10)  # else all is over before the first search
         index.add(codes[start : start + 30])
         if start % 4 == 0:
             index.remove([start])
