@@ -17,14 +17,15 @@ constexpr int64_t kLeast = 64 * kShare;
 
 std::vector<int64_t> sample_positions(int64_t size) {
   std::vector<int64_t> positions(static_cast<size_t>(size < kLeast ? 0 : std::min(size / kShare, kMost)));
-  // One in each of equal shares, at a place that no period of the data meets.
+  // One in each of equal shares, at a place that no period of the data meets; what is left over at the end is not seen.
   const int64_t count = static_cast<int64_t>(positions.size());
-  uint64_t state = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const Range share = part_of(size, count, i);
+  const uint64_t share = count == 0 ? 0 : static_cast<uint64_t>(size / count);
+  uint64_t state = 0, begin = 0;
+  for (int64_t& position : positions) {
     state = state * 6364136223846793005u + 1442695040888963407u;
-    positions[static_cast<size_t>(i)] =
-        share.begin + static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(share.size()));
+    // The upper 24 bits scale a share of less than 2^40 items without a division.
+    position = static_cast<int64_t>(begin + ((state >> 40) * share >> 24));
+    begin += share;
   }
   return positions;
 }

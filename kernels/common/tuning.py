@@ -150,3 +150,8 @@ def _attempt(key: Hashable, candidate: Any, run: Run) -> float:
         return _timed(key, candidate, run)
     except TritonError:
         return math.inf
+    except RuntimeError as error:
+        # What the compiler raises where one of its passes fails.
+        if "PassManager" not in str(error):
+            raise
+        return math.inf

@@ -51,6 +51,8 @@ class Launcher:
         seconds = self.seconds(self.tried[-1])
         if seconds is None:
             raise OutOfResources(300, 227, "shared memory")
+        if isinstance(seconds, Exception):
+            raise seconds
         return seconds
 
 
@@ -114,6 +116,13 @@ def test_a_choice_holds_where_nothing_may_be_measured(monkeypatch):
     assert launcher() == chosen != DEFAULT
     launcher.shape = "another"
     assert launcher() == DEFAULT
+
+
+@pytest.mark.usefixtures("measuring")
+def test_a_pass_of_the_compiler_may_fail():
+    launcher = Launcher(lambda c: 1.0 if c == DEFAULT else RuntimeError("PassManager::run failed"))
+    assert launcher() == DEFAULT
+    assert len(launcher.tried) > 1
 
 
 def test_sizes_around_another():
