@@ -7,6 +7,7 @@
 #include "hamming/nearest.h"
 #include "hamming/parallel.h"
 #include "hamming/sample.h"
+#include "hamming/tally.h"
 
 namespace agmh {
 namespace {
@@ -95,26 +96,62 @@ void topk_by_threshold(const Task& task, int64_t kept, int limit, const Outputs&
   });
 }
 
-void topk_by_counting(const Task& task, int64_t k, int limit, int32_t* distances, int64_t* ids) {
-  const int bins = limit + 1;
+// Writes the ids of a query's items within `limit` to the places that `next` has for their distances.
+void place_items(const Task& task, int64_t query, Range items, int16_t limit, int64_t* next, const Outputs& out) {
+  const KernelSet& set = kernels();
+  const bool every = limit >= task.bits && task.mask == nullptr;
+  int64_t* const ids = out.ids + query * out.k;
+  const int64_t k = out.k;
+  uint16_t index[kMaxTile + kIndexSlack];
+  scan_tiles(task, {query, query + 1}, items, [&](int64_t, int64_t first, const int16_t* distances, int count) {
+    int64_t* const to = next;
+    const auto place = [=, &task](int i) {
+      const int64_t at = to[distances[i]]++;
+      if (at < k) ids[at] = task.id_of(first + i);
+    };
+    if (every) {
+      for (int i = 0; i < count; ++i) place(i);
+    } else {
+      const int hits = set.within(distances, count, limit, index);
+      for (int i = 0; i < hits; ++i) place(index[i]);
+    }
+  });
+}
+
+// Each item goes straight to its place, which the numbers of items at smaller distances and in earlier parts give. One
+// query at a time: the places it writes to, one for each distance, stay in the first cache.
+void topk_by_counting(const Task& task, int limit, const Outputs& out) {
+  const int bins = task.bits + 1;
   const Plan plan = make_plan(task, kMaxCountingBlock);
+  const Tallier tallier(task, nullptr, plan.block);
   parallel_for(plan.outer, plan.blocks(task.queries.count), [&](int64_t index) {
     const Range queries = plan.queries(index, task.queries.count);
-    const size_t count = static_cast<size_t>(queries.size());
-    std::vector<int64_t> counts(count * static_cast<size_t>(plan.parts) * static_cast<size_t>(bins));
-    count_block(task, plan, queries, limit, counts.data());
-    std::vector<int16_t> limits(count);
-    std::vector<int64_t> bases(count);
-    for (size_t q = 0; q < count; ++q) {
-      int64_t* of_query = counts.data() + q * static_cast<size_t>(plan.parts) * static_cast<size_t>(bins);
-      const int64_t found = std::min(k, counts_to_offsets(of_query, plan.parts, bins, 0));
-      // The k-th distance: the last at which the first part's items start within the k results.
-      limits[q] = static_cast<int16_t>(std::lower_bound(of_query, of_query + bins, k) - of_query - 1);
-      bases[q] = (queries.begin + static_cast<int64_t>(q)) * k;
-      std::fill(distances + bases[q] + found, distances + bases[q] + k, kNoDistance);
-      std::fill(ids + bases[q] + found, ids + bases[q] + k, -1);
+    std::vector<int64_t> places(static_cast<size_t>(queries.size() * plan.parts * bins));  // (parts, queries, bins)
+    const auto places_of = [&](int64_t part, int64_t query) {
+      return places.data() + (part * queries.size() + query - queries.begin) * bins;
+    };
+    parallel_for(plan.parts, plan.parts, [&](int64_t part) {
+      tallier.add(queries, part_of(task.size(), plan.parts, part), places_of(part, queries.begin));
+    });
+    std::vector<int16_t> last(static_cast<size_t>(queries.size()));  // the k-th distance
+    for (int64_t query = queries.begin; query < queries.end; ++query) {
+      int32_t* distances = out.distances + query * out.k;
+      int64_t found = 0;
+      for (int d = 0; d <= limit && found < out.k; ++d) {
+        const int64_t start = found;
+        for (int64_t part = 0; part < plan.parts; ++part) found += std::exchange(places_of(part, query)[d], found);
+        std::fill(distances + start, distances + std::min(found, out.k), d);
+        last[static_cast<size_t>(query - queries.begin)] = static_cast<int16_t>(d);
+      }
+      found = std::min(found, out.k);
+      std::fill(distances + found, distances + out.k, kNoDistance);
+      std::fill(out.ids + query * out.k + found, out.ids + (query + 1) * out.k, -1);
     }
-    fill_block(task, plan, queries, limits, bins, counts.data(), bases, k, distances, ids);
+    parallel_for(plan.parts, plan.parts, [&](int64_t part) {
+      for (int64_t query = queries.begin; query < queries.end; ++query)
+        place_items(task, query, part_of(task.size(), plan.parts, part),
+                    last[static_cast<size_t>(query - queries.begin)], places_of(part, query), out);
+    });
   });
 }
 
@@ -126,7 +163,7 @@ void topk(const Task& task, int64_t k, int max_distance, int32_t* distances, int
   const bool large =
       kept > std::max(task.size() / kCountingShare, kAlwaysKept) || Nearest::capacity(kept) * 8 > kScratchBytes;
   if (large)
-    topk_by_counting(task, k, limit, distances, ids);
+    topk_by_counting(task, limit, {k, distances, ids});
   else
     topk_by_threshold(task, kept, limit, {k, distances, ids});
 }
