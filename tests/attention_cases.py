@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,42 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.double(), expected.double()
     size = expected.norm().item()
     return (actual - expected).norm().item() / (size if size > 0 else 1.0)
+
+
+def nudged(params: AttentionParams) -> AttentionParams:
+    """The parameters, each moved by a float32 epsilon, as rounding moves their products; statistics as they are."""
+    eps = torch.finfo(torch.float32).eps
+    return type(params)(*(t * (1 + eps * torch.randn_like(t).sign()) for t in params[:8]), *params[8:])
+
+
+def assert_as_exact_as_plain(
+    ours: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    plain: Callable[[AttentionParams], dict[str, Tensor]],
+    params: AttentionParams,
+    roundoff: float,
+    gradients: Sequence[str],
+    negligible: float,
+) -> None:
+    """Errors against float64 are at most twice those of plain PyTorch, plus ten roundings.
+
+    `plain(params)` computes it. Its error is the largest of eight runs whose parameters differ by a rounding, as one
+    may be right by luck where terms cancel. Of `gradients` those that cancel to less than `negligible` of the largest
+    are measured against the largest.
+    """
+    runs: list[dict[str, Tensor]] = []
+    largest = max(float(exact[name].norm()) for name in gradients)
+    for name, expected in exact.items():
+        cancels = name in gradients and float(expected.norm()) < negligible * largest
+        size = largest if cancels else float(expected.norm()) or 1.0
+        error, allowed = float((ours[name].double() - expected).norm()) / size, 0.0
+        for run in range(8):
+            if run == len(runs):
+                runs.append(plain(nudged(params) if run else params))
+            allowed = max(allowed, 2 * float((runs[run][name].double() - expected).norm()) / size + 10 * roundoff)
+            if error <= allowed:
+                break
+        assert error <= allowed, f"{name}: {error:.1e}, allowed are {allowed:.1e}"
 
 
 def compiled_gradient_error(impl: str) -> float:

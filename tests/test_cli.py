@@ -216,7 +216,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path):
         try:
             _wait_for(output / "training" / checkpoint.FILE, process)
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 130
