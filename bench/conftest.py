@@ -65,19 +65,19 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 @pytest.fixture
 def take_turns(benchmark: Any) -> Callable[..., dict[str, list[float]]]:
-    """take_turns(entries, rounds): seconds of every entry, all in turns; the first is pytest-benchmark's row.
+    """take_turns(entries, rounds, budget): seconds of every entry, all in turns; the first is pytest-benchmark's row.
 
-    Without `rounds` as many as take ten seconds, from 5 to 25.
+    Without `rounds` as many as take `budget` seconds, from 5 to 25.
     """
 
-    def run(entries: Mapping[str, Timed], rounds: int | None = None) -> dict[str, list[float]]:
+    def run(entries: Mapping[str, Timed], rounds: int | None = None, budget: float = 10) -> dict[str, list[float]]:
         clock = Clock(DEVICE)
         start = time.perf_counter()
         for entry in entries.values():
             clock.seconds(entry.once())
         once = time.perf_counter() - start
         if rounds is None:
-            rounds = min(max(int(10 / once), 5), 25)
+            rounds = min(max(int(budget / once), 5), 25)
         (first, ours), *others = entries.items()
         taken: dict[str, list[float]] = {name: [] for name, _ in others}
 

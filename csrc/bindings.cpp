@@ -158,6 +158,16 @@ py::tuple range_search(const agmh::Index& index, const Bytes& queries, int radiu
                         adopt(std::move(result.ids), found));
 }
 
+void distance_loop(int bits, const Bytes& queries, const Bytes& items, int threads) {
+  agmh::Task task;
+  task.bits = bits;
+  task.queries = as_codes(queries, bits);
+  task.items = as_codes(items, bits);
+  task.threads = threads;
+  const Unlocked unlocked;
+  agmh::distance_loop(task);
+}
+
 py::dict cpu_info() {
   return py::dict("isa"_a = agmh::isa(), "available"_a = agmh::available_isas(),
                   "hardware_threads"_a = static_cast<int>(std::thread::hardware_concurrency()));
@@ -195,6 +205,8 @@ PYBIND11_MODULE(_engine, module) {
   module.def("cpu_info", &cpu_info, "Instruction set in use, those available, hardware threads.");
   module.def("build_info", &build_info, "Compiler, C++ standard, and whether the CUDA part was built.");
   module.def("use_isa", &agmh::use_isa, "name"_a, "Use one of the available instruction sets from now on.");
+  module.def("distance_loop", &distance_loop, "bits"_a, "queries"_a.noconvert(), "items"_a.noconvert(), "threads"_a,
+             "Compute every distance and keep none: what searches are measured against.");
   py::class_<agmh::Index>(module, "Index", "Codes with ids; rows of packed bytes in, arrays out.")
       .def(py::init<int>(), "bits"_a)
       .def_static("map", &map_arrays, "bits"_a, "rows"_a.noconvert(), "ids"_a.noconvert(), "next_id"_a)

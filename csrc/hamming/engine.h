@@ -54,6 +54,10 @@ struct Labels {
 void distance(const Task& task, uint8_t* out);
 void distance(const Task& task, uint16_t* out);
 
+// Computes every distance and keeps none beyond the tile it belongs to: what comparing codes one by one costs by
+// itself, for benches to measure results against.
+void distance_loop(const Task& task);
+
 // The k nearest items within max_distance: (queries, k) distances and ids, padded with kNoDistance and -1.
 void topk(const Task& task, int64_t k, int max_distance, int32_t* distances, int64_t* ids);
 

@@ -1,0 +1,470 @@
+"""Hamming search on a CPU against faiss, USearch, NumPy and torch, the loop of distances alone and memory's bandwidth.
+
+Every row first shows that its answers are the right ones, order of ties included; then all sides are timed in turns.
+`extra_info` has each side's times a unit (a query, where nothing else is said), the row's figures, and whether they
+reach its targets. A peer too slow for all queries gets fewer of them, of the same items: `units` says how many.
+AGMH_BENCH_SCALE=0.002 shrinks the databases, to try the bench itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hamming_peers import (
+    PEERS,
+    Peer,
+    affordable,
+    assert_exact,
+    assert_nearest,
+    distance_loop,
+    distances,
+    faiss_flat,
+    fastest,
+    ours,
+    random_codes,
+    required,
+    words,
+)
+from hamming_targets import SCALE, Target, described, judged, ranking_targets, scaled, topk_targets
+from measuring import Timed, percentiles
+
+import agmh_fast as af
+from agmh_fast import _engine
+from agmh_fast.reference import metrics as reference
+
+MILLION = 1_000_000
+# Seconds that a row's rounds may take, unless five take longer.
+BUDGET = 1.5 * min(SCALE, 1)
+# Seconds between two timed calls: the threads of OpenMP, which faiss and torch use, go on spinning some milliseconds
+# after their work, and whoever is timed next must not share the processor with them.
+SETTLE = 0.01
+# Results of one call at most: memory for 384 MB of distances and ids.
+RESULTS = 2**25
+
+Medians = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a race: what is called, and the units of work of a call."""
+
+    run: Callable[[], object]
+    units: int = 1
+
+    @classmethod
+    def of(cls, peer: Peer, queries: np.ndarray) -> Side:
+        return cls(lambda: peer.search(queries), len(queries))
+
+    def timed(self) -> Timed:
+        return Timed(lambda _: self.run(), prepare=lambda: time.sleep(SETTLE))
+
+
+@pytest.fixture
+def contest(benchmark, take_turns, say, request):
+    """contest(sides, figures, targets, **facts): seconds a unit of every side, the figures they give, the verdicts.
+
+    The first side is ours; figures(medians) gives the row's own numbers, by name.
+    """
+
+    def run(
+        sides: Mapping[str, Side],
+        figures: Callable[[Medians], dict[str, float]],
+        targets: Sequence[Target] = (),
+        **facts: Any,
+    ) -> None:
+        taken = take_turns({name: side.timed() for name, side in sides.items()}, budget=BUDGET)
+        times = {name: [second / sides[name].units for second in taken[name]] for name in sides}
+        medians = {name: statistics.median(each) for name, each in times.items()}
+        own = medians[next(iter(sides))]
+        measured = {name: round(value, 4) for name, value in figures(medians).items()}
+        verdicts = judged(targets, measured)
+        benchmark.extra_info.update(facts, scale=SCALE, threads=af.get_num_threads(), isa=_engine.cpu_info()["isa"])
+        benchmark.extra_info.update(measured, **verdicts)
+        benchmark.extra_info["contestants"] = {
+            name: percentiles(each) | {"units": sides[name].units, "times_ours": medians[name] / own}
+            for name, each in times.items()
+        }
+        beside = ", ".join(f"{name} {median * 1e6:.3g}" for name, median in medians.items())
+        clauses = described(verdicts["targets"]) if verdicts else ", ".join(f"{n} {v:.3g}" for n, v in measured.items())
+        say(f"\n{request.node.name}: {clauses} (µs a unit: {beside})")
+
+    return run
+
+
+@functools.lru_cache(maxsize=2)
+def database(bits: int, items: int) -> tuple[np.ndarray, af.HammingIndex]:
+    """Uniform codes and an index of them."""
+    codes = random_codes(items, bits, seed=bits)
+    index = af.HammingIndex(bits)
+    index.add(codes)
+    return codes, index
+
+
+def check(peer: Peer, index: af.HammingIndex, queries: np.ndarray, k: int) -> None:
+    assert_exact(peer.search(queries), index.codes, queries, k)
+
+
+# ---- the k nearest
+
+TOPK = [(64, q, k) for q in (16, 256, 1000) for k in (10, 100, 1000, 10_000)]
+TOPK += [(bits, 256, k) for bits in (128, 256, 512, 1024) for k in (100, 1000)]
+TOPK += [(bits, 1000, 100) for bits in (12, 16, 24, 32, 48)]
+
+
+@pytest.mark.benchmark(group="k nearest of 1M items, against faiss IndexBinaryFlat")
+@pytest.mark.parametrize(("bits", "queries", "k"), TOPK)
+def test_topk(contest, bits, queries, k):
+    codes, index = database(bits, scaled(MILLION))
+    k = min(k, len(codes))
+    block, peer, limit = random_codes(queries, bits, seed=1), ours(index, k), distance_loop(index)
+    check(peer, index, block, k)
+    rival, few = fastest(faiss_flat(codes, k, queries), block)
+    assert_nearest(rival.search(few), peer.search(block), codes, block)
+    contest(
+        {"agmh_fast": Side.of(peer, block), "faiss": Side.of(rival, few), "limit": Side.of(limit, block)},
+        lambda medians: of_limit(medians, len(codes)) | {"speedup": medians["faiss"] / medians["agmh_fast"]},
+        topk_targets(bits, queries, k),
+        bits=bits, queries=queries, k=k, items=len(codes), faiss=rival.name,
+    )  # fmt: skip
+
+
+# Queries and widths that the rows above leave out of the picture of all of them.
+SWEEP = [(bits, q) for bits in (16, 32, 48, 64, 128, 256, 512, 1024) for q in (1, 16, 64, 256, 1000)]
+SWEEP = [(bits, q) for bits, q in SWEEP if (bits, q, 100) not in TOPK]
+
+
+@pytest.mark.benchmark(group="k nearest of 1M items, k=100, against the loop of distances alone")
+@pytest.mark.parametrize(("bits", "queries"), SWEEP)
+def test_share_of_the_limit(contest, bits, queries):
+    _, index = database(bits, scaled(MILLION))
+    k = min(100, len(index))
+    block, peer, limit = random_codes(queries, bits, seed=1), ours(index, k), distance_loop(index)
+    check(peer, index, block, k)
+    contest(
+        {"agmh_fast": Side.of(peer, block), "limit": Side.of(limit, block)},
+        lambda medians: of_limit(medians, len(index)),
+        bits=bits, queries=queries, k=k, items=len(index),
+    )  # fmt: skip
+
+
+def of_limit(medians: Medians, items: int) -> dict[str, float]:
+    own, limit = medians["agmh_fast"], medians["limit"]
+    return {"gpairs_per_s": items / own / 1e9, "limit_gpairs_per_s": items / limit / 1e9, "of_limit": limit / own}
+
+
+@pytest.mark.benchmark(group="whole ranking, k=N, 64 bits, against torch.argsort of distances that it is given")
+@pytest.mark.parametrize("queries", [16, 256, 1000])
+def test_ranking(contest, queries):
+    items = scaled(min(MILLION, RESULTS // queries))
+    codes, index = database(64, items)
+    block, peer, limit = random_codes(queries, 64, seed=1), ours(index, items), distance_loop(index)
+    found = peer.search(block)
+    assert_exact(found, codes, block, items)
+    given = af.functional.hamming_distance(block[:32], codes)
+    order = torch.from_numpy(given).argsort(dim=1, stable=True)
+    assert np.array_equal(order.numpy(), found[1][:32])
+    del found, order
+
+    def whole(rows: np.ndarray) -> object:
+        return torch.from_numpy(rows).argsort(dim=1, stable=True)
+
+    def one_by_one(rows: np.ndarray) -> object:
+        return [torch.from_numpy(row).argsort(stable=True) for row in rows]
+
+    rivals = [
+        (Peer(f"{name}, {dtype}", sort), given.astype(dtype))
+        for name, sort in (("matrix", whole), ("rows", one_by_one))
+        for dtype in ("uint8", "int32")
+    ]
+    chosen = [fastest([rival], rows) for rival, rows in rivals]
+    sides = {f"torch.argsort, {rival.name}": Side.of(rival, rows) for rival, rows in chosen}
+    contest(
+        {"agmh_fast": Side.of(peer, block), **sides, "limit": Side.of(limit, block)},
+        lambda medians: of_limit(medians, items)
+        | {"speedup": min(medians[name] for name in sides) / medians["agmh_fast"]},
+        ranking_targets(),
+        bits=64, queries=queries, k=items, items=items,
+    )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="k=100 of 1M items, Q=256, against what people use")
+@pytest.mark.parametrize("bits", [64, 256])
+@pytest.mark.parametrize("rival", PEERS)
+def test_what_people_use(contest, rival, bits):
+    codes, index = database(bits, scaled(MILLION))
+    k = min(100, len(codes))
+    block, peer = random_codes(256, bits, seed=1), ours(index, k)
+    check(peer, index, block, k)
+    theirs = PEERS[rival](codes, bits, k)
+    few = affordable(theirs.search, block)
+    assert_nearest(theirs.search(few), peer.search(block), codes, block)
+    contest(
+        {"agmh_fast": Side.of(peer, block), theirs.name: Side.of(theirs, few)},
+        lambda medians: {"speedup": medians[theirs.name] / medians["agmh_fast"]},
+        bits=bits, queries=256, k=k, items=len(codes),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def isas() -> Iterator[list[str]]:
+    """Instruction sets of this processor, best first; the one in use comes back."""
+    info = _engine.cpu_info()
+    yield list(reversed(info["available"]))
+    _engine.use_isa(info["isa"])
+
+
+@pytest.mark.benchmark(group="k=100 of 250k items, each instruction set")
+@pytest.mark.parametrize(("bits", "queries"), [(64, 16), (64, 256), (256, 16), (256, 256)])
+def test_instruction_sets(contest, isas, bits, queries):
+    _, index = database(bits, scaled(MILLION // 4))
+    k = min(100, len(index))
+    block, peer = random_codes(queries, bits, seed=1), ours(index, k)
+    check(peer, index, block, k)
+    expected = peer.search(block)
+
+    def by(isa: str, rows: np.ndarray) -> Any:
+        _engine.use_isa(isa)
+        return peer.search(rows)
+
+    sides = {}
+    for isa in isas:
+        for part, same in zip(by(isa, block), expected, strict=True):
+            assert np.array_equal(part, same), isa
+        rival = Peer(isa, functools.partial(by, isa))
+        sides[isa] = Side.of(rival, affordable(rival.search, block))
+    best = isas[0]
+    contest(
+        sides,
+        lambda medians: {f"{isa}_of_best": medians[best] / medians[isa] for isa in isas[1:]},
+        bits=bits, queries=queries, k=k, items=len(index),
+    )  # fmt: skip
+
+
+# ---- special cases
+
+
+@pytest.mark.benchmark(group="16 bits, k=10, Q=1000, microseconds a query")
+@pytest.mark.parametrize(("items", "most_us"), [(MILLION, 0.3), (10 * MILLION, 1.0)])
+def test_short_codes(contest, items, most_us):
+    codes, index = database(16, scaled(items))
+    block, peer, limit = random_codes(1000, 16, seed=1), ours(index, 10), distance_loop(index)
+    check(peer, index, block, 10)
+    contest(
+        {"agmh_fast": Side.of(peer, block), "limit": Side.of(limit, block)},
+        lambda medians: of_limit(medians, len(codes)) | {"us_per_query": medians["agmh_fast"] * 1e6},
+        [Target("us_per_query", most=most_us)],
+        bits=16, queries=1000, k=10, items=len(codes),
+    )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="masked search, 64 bits, Q=256, k=100, against the whole")
+@pytest.mark.parametrize(("share", "least"), [(0.5, 1.3), (0.01, 10.0)])
+def test_masked(contest, share, least):
+    codes, index = database(64, scaled(MILLION))
+    mask = np.random.default_rng(2).random(len(codes)) < share
+    k = min(100, int(mask.sum()))
+    block, peer, whole = random_codes(256, 64, seed=1), ours(index, k, mask), ours(index, k)
+    check(whole, index, block, k)
+    kept = np.flatnonzero(mask)
+    nearest, ids = peer.search(block)
+    assert mask[ids].all()
+    assert_exact((nearest, np.searchsorted(kept, ids)), codes[mask], block, k)
+    contest(
+        {"masked": Side.of(peer, block), "whole": Side.of(whole, block)},
+        lambda medians: {"speedup": medians["whole"] / medians["masked"]},
+        [Target("speedup", least=least)],
+        bits=64, queries=256, k=k, items=len(codes), kept=int(mask.sum()),
+    )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="one query of 10 000 items, 64 bits, k=10, through Python, microseconds a call")
+@pytest.mark.parametrize(("kind", "most_us"), [("numpy", 8.0), ("torch", 12.0)])
+def test_latency(contest, kind, most_us):
+    calls = 200
+    codes, index = database(64, 10_000)
+    query = random_codes(1, 64, seed=1)
+    given = query if kind == "numpy" else torch.from_numpy(query)
+    check(ours(index, 10), index, query, 10)
+    assert np.array_equal(np.asarray(index.search(given, 10).ids), index.search(query, 10).ids)
+    rival, _ = fastest(faiss_flat(codes, 10, 1), query)
+    assert_nearest(rival.search(query), index.search(query, 10), codes, query)
+
+    def many(call: Callable[[], object]) -> Side:
+        def run() -> None:
+            for _ in range(calls):
+                call()
+
+        return Side(run, calls)
+
+    contest(
+        {"agmh_fast": many(lambda: index.search(given, 10)), "faiss": many(lambda: rival.search(query))},
+        lambda medians: {
+            "us_per_query": medians["agmh_fast"] * 1e6,
+            "speedup": medians["faiss"] / medians["agmh_fast"],
+        },
+        [Target("us_per_query", most=most_us)],
+        bits=64, queries=1, k=10, items=10_000, faiss=rival.name,
+    )  # fmt: skip
+
+
+def readers(rows: np.ndarray, pool: ThreadPoolExecutor, threads: int) -> list[Peer]:
+    """Sums over the very memory that a search reads, by as many threads."""
+    numbers = words(rows.reshape(1, -1))[0]
+    tensor, parts = torch.from_numpy(numbers.view(np.int64).copy()), np.array_split(numbers, threads)
+    return [
+        Peer("torch.sum", lambda _: tensor.sum()),
+        Peer("numpy.sum", lambda _: sum(pool.map(np.sum, parts))),
+    ]
+
+
+@pytest.mark.benchmark(group="one query of 10M items, k=10, against reading them")
+@pytest.mark.parametrize("bits", [64, 256])
+def test_read_bandwidth(contest, bits):
+    _, index = database(bits, scaled(10 * MILLION))
+    query, peer, threads = random_codes(1, bits, seed=1), ours(index, 10), af.get_num_threads()
+    check(peer, index, query, 10)
+    size = index.codes.nbytes
+    with ThreadPoolExecutor(threads) as pool:
+        reader, _ = fastest(readers(index.codes, pool, threads), query)
+        contest(
+            {"agmh_fast": Side.of(peer, query), "read": Side.of(reader, query)},
+            lambda medians: {
+                "of_bandwidth": medians["read"] / medians["agmh_fast"],
+                "gb_per_s": size / medians["agmh_fast"] / 1e9,
+                "read_gb_per_s": size / medians["read"] / 1e9,
+            },
+            [Target("of_bandwidth", least=0.9)],
+            bits=bits, queries=1, k=10, items=len(index), bytes=size, reader=reader.name,
+        )  # fmt: skip
+
+
+ORDERS = ("descending", "equal", "duplicates")
+
+
+def adversary(order: str, items: int, queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """64-bit codes in an order that hurts, others in random order, and queries of both: all near one another where the
+    order is that of descending distances, so that it is the order for each of them.
+    """
+    rng, codes, block = np.random.default_rng(3), random_codes(items, 64, seed=3), random_codes(queries, 64, seed=1)
+    if order == "equal":
+        return np.repeat(codes[:1], items, axis=0), codes, block
+    if order == "duplicates":
+        return codes[rng.integers(0, min(50, items), items)], codes, block
+    block = np.repeat(block[:1], queries, axis=0)
+    block[np.arange(queries), rng.integers(0, 8, queries)] ^= (1 << rng.integers(0, 8, queries)).astype(np.uint8)
+    away = np.bitwise_count(codes ^ block[0]).sum(1)
+    return codes[np.argsort(-away.astype(np.int64), kind="stable")], codes, block
+
+
+@pytest.mark.benchmark(group="adversarial orders of 1M items, 64 bits, k=100, against random order")
+@pytest.mark.parametrize("queries", [16, 256])
+@pytest.mark.parametrize("order", ORDERS)
+def test_adversarial_orders(contest, order, queries):
+    hard, easy, block = adversary(order, scaled(MILLION), queries)
+    k, peers = min(100, len(hard)), {}
+    for name, codes in (("adversarial", hard), ("random", easy)):
+        index = af.HammingIndex(64)
+        index.add(codes)
+        peers[name] = ours(index, k)
+        check(peers[name], index, block, k)
+    contest(
+        {name: Side.of(peer, block) for name, peer in peers.items()},
+        lambda medians: {"slowdown": medians["adversarial"] / medians["random"]},
+        [Target("slowdown", most=2.0)],
+        bits=64, queries=queries, k=k, items=len(hard),
+    )  # fmt: skip
+
+
+# ---- matrices and metrics
+
+
+@pytest.mark.benchmark(group="distance matrix, 1000 x 100k, 64 bits, against faiss.hammings (int32)")
+@pytest.mark.parametrize(("dtype", "least"), [(torch.uint8, 2.5), (torch.int32, 1.0)], ids=str)
+def test_distance_matrix(contest, dtype, least):
+    faiss = required("faiss")
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    queries, items = (random_codes(count, 64, seed) for seed, count in enumerate((1000, scaled(100_000))))
+    q, x = torch.from_numpy(queries), torch.from_numpy(items)
+
+    def matrix() -> torch.Tensor:
+        """Ours has bytes; for whole words they are converted."""
+        return af.functional.hamming_distance(q, x).to(dtype)
+
+    def hammings() -> np.ndarray:
+        out = np.empty((len(queries), len(items)), np.int32)
+        faiss.hammings(
+            *(faiss.swig_ptr(codes) for codes in (queries, items)), len(q), len(x), q.shape[1], faiss.swig_ptr(out)
+        )
+        return out
+
+    assert matrix().dtype == dtype
+    assert torch.equal(matrix().int(), torch.from_numpy(hammings()))
+    contest(
+        {"agmh_fast": Side(matrix), "faiss.hammings": Side(hammings)},
+        lambda medians: {"speedup": medians["faiss.hammings"] / medians["agmh_fast"]},
+        [Target("speedup", least=least)],
+        bits=64, queries=len(queries), items=len(items), unit="a matrix",
+    )  # fmt: skip
+
+
+def argsort_precision(q: torch.Tensor, x: torch.Tensor, labels_q: torch.Tensor, labels_x: torch.Tensor) -> torch.Tensor:
+    """AP of each query as retrieval code computes it: products of ±1 codes, argsort, one query at a time."""
+    found = []
+    for query, label in zip(q, labels_q, strict=True):
+        order = (0.5 * (x.shape[1] - x @ query)).argsort(stable=True)
+        ranks = 1 + (labels_x[order] == label).nonzero()[:, 0]
+        count = torch.arange(1, len(ranks) + 1)
+        found.append((count / ranks).mean().double() if len(ranks) else torch.zeros((), dtype=torch.float64))
+    return torch.stack(found)
+
+
+# 5794 x 5994 are CUB-200-2011's images; 116 931 x 29 200 are VegFru's.
+METRICS = {"cub": (5_794, 5_994, 200), "vegfru": (116_931, 29_200, 292)}
+
+
+@pytest.mark.benchmark(group="mAP, 48 bits, against a loop of argsorts")
+@pytest.mark.parametrize("ties", ["stable", "expected"])
+@pytest.mark.parametrize("sizes", METRICS)
+def test_mean_average_precision(contest, sizes, ties):
+    queries, items, classes = METRICS[sizes]
+    queries, items = scaled(queries), scaled(items)
+    rng = np.random.default_rng(4)
+    codes_q, codes_x = (random_codes(count, 48, seed) for seed, count in enumerate((queries, items)))
+    labels_q, labels_x = (torch.from_numpy(rng.integers(0, classes, count)) for count in (queries, items))
+    signs_q, signs_x = (torch.from_numpy(af.unpack_codes(codes, 48)).float() for codes in (codes_q, codes_x))
+    q, x = torch.from_numpy(codes_q), torch.from_numpy(codes_x)
+
+    def whole() -> Any:
+        return af.metrics.retrieval(q, x, labels_q, labels_x, bits=48, ties=ties)
+
+    def loop(rows: np.ndarray) -> torch.Tensor:
+        return argsort_precision(signs_q[rows], signs_x, labels_q[rows], labels_x)
+
+    found = whole().per_query_ap
+    for row in (0, queries // 2, queries - 1):
+        of_query = distances(words(codes_x), words(codes_q)[row]).tolist()
+        relevant = (labels_x == labels_q[row]).tolist()
+        exact = reference.average_precision_of_query(of_query, relevant, ties)
+        assert float(found[row]) == pytest.approx(exact, rel=1e-12)
+        # The loop's ranks and counts are whole numbers; only the mean over them is rounded, in float32.
+        stable = reference.average_precision_of_query(of_query, relevant, "stable")
+        assert float(loop(np.array([row]))[0]) == pytest.approx(stable, rel=1e-5)
+    few = affordable(loop, np.arange(queries))
+    contest(
+        {"agmh_fast": Side(whole, queries), "argsort loop": Side(lambda: loop(few), len(few))},
+        lambda medians: {
+            "seconds": medians["agmh_fast"] * queries,
+            "speedup": medians["argsort loop"] / medians["agmh_fast"],
+        },
+        [Target("speedup", least=200.0)] if sizes == "cub" else [Target("seconds", most=0.5)],
+        bits=48, queries=queries, items=items, classes=classes, ties=ties,
+    )  # fmt: skip
