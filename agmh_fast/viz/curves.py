@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agmh_fast.errors import InputError, require
-from agmh_fast.viz.figure import BLUE, GRID, INK, MUTED, ORANGE, VIOLET, new_figure
+from agmh_fast.viz.figure import BLUE, INK, MUTED, ORANGE, VIOLET, dress, new_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
@@ -36,7 +35,7 @@ def loss_curves(rows: Rows) -> Figure:
     for axes, (key, title, colour) in zip(panels, _LOSSES, strict=True):
         seconds, values = _series(rows, key)
         axes.plot(seconds / scale, values, color=colour, linewidth=1.6, marker=_marker(values), markersize=3)
-        _dress(axes, f"{title} loss")
+        dress(axes, f"{title} loss")
     panels[-1].set_xlabel(f"training time ({unit})", color=MUTED)
     return figure
 
@@ -64,7 +63,7 @@ def map_curve(rows: Rows) -> Figure:
             fontweight="bold",
         )
     axes.set_ylim(0, 1)
-    _dress(axes, "mean average precision")
+    dress(axes, "mean average precision")
     axes.set_xlabel(f"training time ({unit})", color=MUTED)
     return figure
 
@@ -96,15 +95,3 @@ def _time_unit(rows: Rows) -> tuple[str, float]:
 def _marker(values: np.ndarray) -> str | None:
     """Points where a line alone would hide how few there are."""
     return "o" if len(values) <= 30 else None
-
-
-def _dress(axes: Axes, title: str) -> None:
-    """Title at the left, light grid, no box."""
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
-    axes.grid(color=GRID, linewidth=0.7)
-    axes.tick_params(colors=MUTED, labelsize=9, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(GRID)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.02)

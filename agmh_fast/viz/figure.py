@@ -72,3 +72,15 @@ def show_picture(axes: Axes, picture: np.ndarray, frame: str = GRID, style: Any 
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set(color=frame, linewidth=width, linestyle=style)
+
+
+def dress(axes: Axes, title: str) -> None:
+    """Title at the left, light grid, no box."""
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.tick_params(colors=MUTED, labelsize=9, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
