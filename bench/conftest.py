@@ -42,6 +42,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "torch": torch.__version__,
         "triton": _version("triton"),
         "numpy": np.__version__,
+        "faiss": _version("faiss-cpu"),
+        "usearch": _version("usearch"),
         "torch_threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if cuda else None,

@@ -159,11 +159,13 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def affordable(search: Callable[[np.ndarray], object], queries: np.ndarray, least: int = 8) -> np.ndarray:
-    """The first of the queries, as many as are answered in about AFFORDABLE seconds, but `least` of them."""
+def affordable(
+    search: Callable[[np.ndarray], object], queries: np.ndarray, least: int = 8, budget: float = AFFORDABLE
+) -> np.ndarray:
+    """The first of the queries, as many as are answered in about `budget` seconds, but `least` of them."""
     few = queries[:least]
     took = min(seconds(lambda: search(few)) for _ in range(2))
-    return queries[: max(len(few), min(len(queries), int(AFFORDABLE / max(took, 1e-9) * len(few))))]
+    return queries[: max(len(few), min(len(queries), int(budget / max(took, 1e-9) * len(few))))]
 
 
 def fastest(rivals: Sequence[Peer], queries: np.ndarray, least: int = 8) -> tuple[Peer, np.ndarray]:

@@ -9,16 +9,23 @@ AGMH_BENCH_SCALE=0.002 shrinks the databases, to try the bench itself.
 from __future__ import annotations
 
 import functools
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hamming_contest import (
+    Side,
+    adversary,
+    argsort_precision,
+    check,
+    compete,
+    database,
+    of_limit,
+    readers,
+)
 from hamming_peers import (
     FAISS_BATCH,
     PEERS,
@@ -35,83 +42,21 @@ from hamming_peers import (
     required,
     words,
 )
-from hamming_targets import SCALE, Target, described, judged, ranking_targets, scaled, topk_targets
-from measuring import Timed, percentiles
+from hamming_targets import Target, ranking_targets, scaled, topk_targets
 
 import agmh_fast as af
 from agmh_fast import _engine
 from agmh_fast.reference import metrics as reference
 
 MILLION = 1_000_000
-# Seconds that a row's rounds may take, unless five take longer.
-BUDGET = 1.5 * min(SCALE, 1)
-# Seconds between two timed calls: the threads of OpenMP, which faiss and torch use, go on spinning some milliseconds
-# after their work, and whoever is timed next must not share the processor with them.
-SETTLE = 0.01
 # Results of one call at most: memory for 384 MB of distances and ids.
 RESULTS = 2**25
-
-Medians = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a race: what is called, and the units of work of a call."""
-
-    run: Callable[[], object]
-    units: int = 1
-
-    @classmethod
-    def of(cls, peer: Peer, queries: np.ndarray) -> Side:
-        return cls(lambda: peer.search(queries), len(queries))
-
-    def timed(self) -> Timed:
-        return Timed(lambda _: self.run(), prepare=lambda: time.sleep(SETTLE))
 
 
 @pytest.fixture
 def contest(benchmark, take_turns, say, request):
-    """contest(sides, figures, targets, **facts): seconds a unit of every side, the figures they give, the verdicts.
-
-    The first side is ours; figures(medians) gives the row's own numbers, by name.
-    """
-
-    def run(
-        sides: Mapping[str, Side],
-        figures: Callable[[Medians], dict[str, float]],
-        targets: Sequence[Target] = (),
-        **facts: Any,
-    ) -> None:
-        taken = take_turns({name: side.timed() for name, side in sides.items()}, budget=BUDGET)
-        times = {name: [second / sides[name].units for second in taken[name]] for name in sides}
-        medians = {name: statistics.median(each) for name, each in times.items()}
-        own = medians[next(iter(sides))]
-        measured = {name: round(value, 4) for name, value in figures(medians).items()}
-        verdicts = judged(targets, measured)
-        benchmark.extra_info.update(facts, scale=SCALE, threads=af.get_num_threads(), isa=_engine.cpu_info()["isa"])
-        benchmark.extra_info.update(measured, **verdicts)
-        benchmark.extra_info["contestants"] = {
-            name: percentiles(each) | {"units": sides[name].units, "times_ours": medians[name] / own}
-            for name, each in times.items()
-        }
-        beside = ", ".join(f"{name} {median * 1e6:.3g}" for name, median in medians.items())
-        clauses = described(verdicts["targets"]) if verdicts else ", ".join(f"{n} {v:.3g}" for n, v in measured.items())
-        say(f"\n{request.node.name}: {clauses} (µs a unit: {beside})")
-
-    return run
-
-
-@functools.lru_cache(maxsize=2)
-def database(bits: int, items: int) -> tuple[np.ndarray, af.HammingIndex]:
-    """Uniform codes and an index of them."""
-    codes = random_codes(items, bits, seed=bits)
-    index = af.HammingIndex(bits)
-    index.add(codes)
-    return codes, index
-
-
-def check(peer: Peer, index: af.HammingIndex, queries: np.ndarray, k: int) -> None:
-    assert_exact(peer.search(queries), index.codes, queries, k)
+    """contest(sides, figures, targets, **facts), see `compete`."""
+    return functools.partial(compete, benchmark, take_turns, say, request.node.name)
 
 
 # ---- the k nearest
@@ -155,11 +100,6 @@ def test_share_of_the_limit(contest, bits, queries):
         lambda medians: of_limit(medians, len(index)),
         bits=bits, queries=queries, k=k, items=len(index),
     )  # fmt: skip
-
-
-def of_limit(medians: Medians, items: int) -> dict[str, float]:
-    own, limit = medians["agmh_fast"], medians["limit"]
-    return {"gpairs_per_s": items / own / 1e9, "limit_gpairs_per_s": items / limit / 1e9, "of_limit": limit / own}
 
 
 @pytest.mark.benchmark(group="whole ranking, k=N, 64 bits, against torch.argsort of distances that it is given")
@@ -294,7 +234,9 @@ def test_latency(contest, kind, most_us):
     given = query if kind == "numpy" else torch.from_numpy(query)
     check(ours(index, 10), index, query, 10)
     assert np.array_equal(np.asarray(index.search(given, 10).ids), index.search(query, 10).ids)
-    rival, _ = fastest(faiss_flat(codes, 10, 1), query)
+    rivals = faiss_flat(codes, 10, 1)
+    required("faiss").omp_set_num_threads(1)  # it has no use for more here, and they cost it time
+    rival, _ = fastest(rivals, query)
     assert_nearest(rival.search(query), index.search(query, 10), codes, query)
 
     def many(call: Callable[[], object]) -> Side:
@@ -313,16 +255,6 @@ def test_latency(contest, kind, most_us):
         [Target("us_per_query", most=most_us)],
         bits=64, queries=1, k=10, items=10_000, faiss=rival.name,
     )  # fmt: skip
-
-
-def readers(rows: np.ndarray, pool: ThreadPoolExecutor, threads: int) -> list[Peer]:
-    """Sums over the very memory that a search reads, by as many threads."""
-    numbers = words(rows.reshape(1, -1))[0]
-    tensor, parts = torch.from_numpy(numbers.view(np.int64).copy()), np.array_split(numbers, threads)
-    return [
-        Peer("torch.sum", lambda _: tensor.sum()),
-        Peer("numpy.sum", lambda _: sum(pool.map(np.sum, parts))),
-    ]
 
 
 @pytest.mark.benchmark(group="one query of 10M items, k=10, against reading them")
@@ -347,21 +279,6 @@ def test_read_bandwidth(contest, bits):
 
 
 ORDERS = ("descending", "equal", "duplicates")
-
-
-def adversary(order: str, items: int, queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """64-bit codes in an order that hurts, others in random order, and queries of both: all near one another where the
-    order is that of descending distances, so that it is the order for each of them.
-    """
-    rng, codes, block = np.random.default_rng(3), random_codes(items, 64, seed=3), random_codes(queries, 64, seed=1)
-    if order == "equal":
-        return np.repeat(codes[:1], items, axis=0), codes, block
-    if order == "duplicates":
-        return codes[rng.integers(0, min(50, items), items)], codes, block
-    away = np.bitwise_count(codes ^ block[0]).sum(1, dtype=np.int64)
-    block = np.repeat(block[:1], queries, axis=0)
-    block[np.arange(queries), rng.integers(0, 8, queries)] ^= (1 << rng.integers(0, 8, queries)).astype(np.uint8)
-    return codes[np.argsort(-away, kind="stable")], codes, block
 
 
 @pytest.mark.benchmark(group="adversarial orders of 1M items, 64 bits, k=100, against random order")
@@ -415,17 +332,6 @@ def test_distance_matrix(contest, dtype, least):
     )  # fmt: skip
 
 
-def argsort_precision(q: torch.Tensor, x: torch.Tensor, labels_q: torch.Tensor, labels_x: torch.Tensor) -> torch.Tensor:
-    """AP of each query as retrieval code computes it: products of ±1 codes, argsort, one query at a time."""
-    found = []
-    for query, label in zip(q, labels_q, strict=True):
-        order = (0.5 * (x.shape[1] - x @ query)).argsort(stable=True)
-        ranks = 1 + (labels_x[order] == label).nonzero()[:, 0]
-        count = torch.arange(1, len(ranks) + 1)
-        found.append((count / ranks).mean().double() if len(ranks) else torch.zeros((), dtype=torch.float64))
-    return torch.stack(found)
-
-
 # 5794 x 5994 are CUB-200-2011's images; 116 931 x 29 200 are VegFru's.
 METRICS = {"cub": (5_794, 5_994, 200), "vegfru": (116_931, 29_200, 292)}
 
@@ -442,14 +348,16 @@ def test_mean_average_precision(contest, sizes, ties):
     signs_q, signs_x = (torch.from_numpy(af.unpack_codes(codes, 48)).float() for codes in (codes_q, codes_x))
     q, x = torch.from_numpy(codes_q), torch.from_numpy(codes_x)
 
-    def whole() -> Any:
-        return af.metrics.retrieval(q, x, labels_q, labels_x, bits=48, ties=ties)
+    def ours(rows: np.ndarray) -> Any:
+        return af.metrics.retrieval(q[: len(rows)], x, labels_q[: len(rows)], labels_x, bits=48, ties=ties)
 
     def loop(rows: np.ndarray) -> torch.Tensor:
         return argsort_precision(signs_q[rows], signs_x, labels_q[rows], labels_x)
 
-    found = whole().per_query_ap
-    for row in (0, queries // 2, queries - 1):
+    # All of them, unless that is far from the target: then as many as leave time for the other rows.
+    block = affordable(ours, np.arange(queries), least=1000, budget=2.0)
+    found = ours(block).per_query_ap
+    for row in (0, len(block) // 2, len(block) - 1):
         of_query = distances(words(codes_x), words(codes_q)[row]).tolist()
         relevant = (labels_x == labels_q[row]).tolist()
         exact = reference.average_precision_of_query(of_query, relevant, ties)
@@ -459,7 +367,7 @@ def test_mean_average_precision(contest, sizes, ties):
         assert float(loop(np.array([row]))[0]) == pytest.approx(stable, rel=1e-5)
     few = affordable(loop, np.arange(queries))
     contest(
-        {"agmh_fast": Side(whole, queries), "argsort loop": Side(lambda: loop(few), len(few))},
+        {"agmh_fast": Side(lambda: ours(block), len(block)), "argsort loop": Side(lambda: loop(few), len(few))},
         lambda medians: {
             "seconds": medians["agmh_fast"] * queries,
             "speedup": medians["argsort loop"] / medians["agmh_fast"],

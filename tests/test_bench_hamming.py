@@ -222,9 +222,9 @@ def test_a_run_without_searches_is_refused_in_one_line(content, tmp_path, capsys
 
 @pytest.fixture
 def rows(peers):
-    import test_hamming_cpu
+    import hamming_contest
 
-    return test_hamming_cpu
+    return hamming_contest
 
 
 @pytest.mark.parametrize("order", ["descending", "equal", "duplicates"])
