@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hamming_peers import Peer, assert_exact, random_codes
+from hamming_peers import Peer, affordable, assert_exact, distance_loop, random_codes
 from hamming_targets import SCALE, Target, described, judged
 from measuring import Timed, percentiles
 
@@ -86,6 +86,12 @@ def database(bits: int, items: int) -> tuple[np.ndarray, af.HammingIndex]:
 def check(peer: Peer, index: af.HammingIndex, queries: np.ndarray, k: int) -> None:
     """Assert that the peer finds, to the order of ties, what an index has that keeps every row's number as its id."""
     assert_exact(peer.search(queries), index.codes, queries, k)
+
+
+def limit_of(index: af.HammingIndex, queries: np.ndarray) -> Side:
+    """The loop of distances alone, with fewer queries where the rows are so wide that it is slow."""
+    loop = distance_loop(index)
+    return Side.of(loop, affordable(loop.search, queries, least=32))
 
 
 def of_limit(medians: Medians, items: int) -> dict[str, float]:

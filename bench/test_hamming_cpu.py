@@ -23,6 +23,7 @@ from hamming_contest import (
     check,
     compete,
     database,
+    limit_of,
     of_limit,
     readers,
 )
@@ -33,7 +34,6 @@ from hamming_peers import (
     affordable,
     assert_exact,
     assert_nearest,
-    distance_loop,
     distances,
     faiss_flat,
     fastest,
@@ -71,12 +71,12 @@ TOPK += [(bits, 1000, 100) for bits in (12, 16, 24, 32, 48)]
 def test_topk(contest, bits, queries, k):
     codes, index = database(bits, scaled(MILLION))
     k = min(k, len(codes))
-    block, peer, limit = random_codes(queries, bits, seed=1), ours(index, k), distance_loop(index)
+    block, peer = random_codes(queries, bits, seed=1), ours(index, k)
     check(peer, index, block, k)
     rival, few = fastest(faiss_flat(codes, k, queries), block, least=FAISS_BATCH)
     assert_nearest(rival.search(few), peer.search(block), codes, block)
     contest(
-        {"agmh_fast": Side.of(peer, block), "faiss": Side.of(rival, few), "limit": Side.of(limit, block)},
+        {"agmh_fast": Side.of(peer, block), "faiss": Side.of(rival, few), "limit": limit_of(index, block)},
         lambda medians: of_limit(medians, len(codes)) | {"speedup": medians["faiss"] / medians["agmh_fast"]},
         topk_targets(bits, queries, k),
         bits=bits, queries=queries, k=k, items=len(codes), faiss=rival.name,
@@ -93,10 +93,10 @@ SWEEP = [(bits, q) for bits, q in SWEEP if (bits, q, 100) not in TOPK]
 def test_share_of_the_limit(contest, bits, queries):
     _, index = database(bits, scaled(MILLION))
     k = min(100, len(index))
-    block, peer, limit = random_codes(queries, bits, seed=1), ours(index, k), distance_loop(index)
+    block, peer = random_codes(queries, bits, seed=1), ours(index, k)
     check(peer, index, block, k)
     contest(
-        {"agmh_fast": Side.of(peer, block), "limit": Side.of(limit, block)},
+        {"agmh_fast": Side.of(peer, block), "limit": limit_of(index, block)},
         lambda medians: of_limit(medians, len(index)),
         bits=bits, queries=queries, k=k, items=len(index),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def test_share_of_the_limit(contest, bits, queries):
 def test_ranking(contest, queries):
     items = scaled(min(MILLION, RESULTS // queries))
     codes, index = database(64, items)
-    block, peer, limit = random_codes(queries, 64, seed=1), ours(index, items), distance_loop(index)
+    block, peer = random_codes(queries, 64, seed=1), ours(index, items)
     found = peer.search(block)
     assert_exact(found, codes, block, items)
     given = af.functional.hamming_distance(block[:32], codes)
@@ -128,7 +128,7 @@ def test_ranking(contest, queries):
             rivals.append(Peer(f"argsort, {dtype}, {name}", lambda rows, m=matrix, sort=sort: sort(m[: len(rows)])))
     rival, few = fastest(rivals, np.arange(len(given)), least=2)
     contest(
-        {"agmh_fast": Side.of(peer, block), rival.name: Side.of(rival, few), "limit": Side.of(limit, block)},
+        {"agmh_fast": Side.of(peer, block), rival.name: Side.of(rival, few), "limit": limit_of(index, block)},
         lambda medians: of_limit(medians, items) | {"speedup": medians[rival.name] / medians["agmh_fast"]},
         ranking_targets(),
         bits=64, queries=queries, k=items, items=items,
@@ -195,10 +195,10 @@ def test_instruction_sets(contest, isas, bits, queries):
 @pytest.mark.parametrize(("items", "most_us"), [(MILLION, 0.3), (10 * MILLION, 1.0)])
 def test_short_codes(contest, items, most_us):
     codes, index = database(16, scaled(items))
-    block, peer, limit = random_codes(1000, 16, seed=1), ours(index, 10), distance_loop(index)
+    block, peer = random_codes(1000, 16, seed=1), ours(index, 10)
     check(peer, index, block, 10)
     contest(
-        {"agmh_fast": Side.of(peer, block), "limit": Side.of(limit, block)},
+        {"agmh_fast": Side.of(peer, block), "limit": limit_of(index, block)},
         lambda medians: of_limit(medians, len(codes)) | {"us_per_query": medians["agmh_fast"] * 1e6},
         [Target("us_per_query", most=most_us)],
         bits=16, queries=1000, k=10, items=len(codes),

@@ -137,6 +137,8 @@ def test_a_slow_peer_gets_fewer_queries_and_the_fastest_is_chosen(peers, monkeyp
     chosen, block = peers.fastest([slow, fast, slow], queries)
     assert chosen is fast
     assert len(block) == int(0.25 / 0.028 * 8)
+    near = peers.Peer("near", taking(0.0012))
+    assert peers.fastest([near, fast], queries)[0] is peers.fastest([fast, near], queries)[0] is fast
 
 
 def test_the_distance_loop_takes_what_an_index_holds(peers):
