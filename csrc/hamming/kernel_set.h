@@ -31,6 +31,75 @@ void one_word(const uint8_t* query, const uint8_t* rows, int count, int, int16_t
   }
 }
 
+AGMH_INLINE int16_t wide_distance(const uint8_t* query, const uint8_t* row, int words) {
+  int64_t distance = 0;
+  for (int w = 0; w < words; ++w)
+    distance += std::popcount(load<uint64_t>(query + 8 * w) ^ load<uint64_t>(row + 8 * w));
+  return static_cast<int16_t>(distance);
+}
+
+#ifdef AGMH_TERNARY
+AGMH_INLINE __m512i ones_between(const uint8_t* row, const __m512i& query) {
+  return _mm512_popcnt_epi64(_mm512_loadu_si512(row) ^ query);
+}
+// Of each vector the sums of neighbouring lanes, those of `b` between those of `a`.
+AGMH_INLINE __m512i add_neighbours(const __m512i& a, const __m512i& b) {
+  return _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+// The same of neighbouring pairs of lanes, those of `b` after those of `a`.
+AGMH_INLINE __m512i add_neighbouring_pairs(const __m512i& a, const __m512i& b) {
+  return _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
+}
+AGMH_INLINE void store_eight(int16_t* out, const __m512i& distances) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi64_epi16(distances));
+}
+
+// Eight rows at a time, whose words are counted where they lie and then added across lanes.
+void two_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
+  const __m512i q = _mm512_broadcast_i64x2(_mm_loadu_si128(reinterpret_cast<const __m128i*>(query)));
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  int i = 0;
+  for (; i + 8 <= count; i += 8, rows += 128) {
+    const __m512i sums = add_neighbours(ones_between(rows, q), ones_between(rows + 64, q));
+    store_eight(out + i, _mm512_permutexvar_epi64(order, sums));
+  }
+  for (; i < count; ++i, rows += 16) out[i] = wide_distance(query, rows, 2);
+}
+
+void four_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
+  const __m512i q = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(query)));
+  const __m512i order = _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7);
+  int i = 0;
+  for (; i + 8 <= count; i += 8, rows += 256) {
+    const __m512i low = add_neighbours(ones_between(rows, q), ones_between(rows + 64, q));
+    const __m512i high = add_neighbours(ones_between(rows + 128, q), ones_between(rows + 192, q));
+    store_eight(out + i, _mm512_permutexvar_epi64(order, add_neighbouring_pairs(low, high)));
+  }
+  for (; i < count; ++i, rows += 32) out[i] = wide_distance(query, rows, 4);
+}
+
+void many_words(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out) {
+  const int64_t bytes = 8 * int64_t{words};
+  int i = 0;
+  for (; i + 8 <= count; i += 8, rows += 8 * bytes) {
+    __m512i sum[8];
+    for (__m512i& x : sum) x = _mm512_setzero_si512();
+    for (int w = 0; w < words; w += 8) {
+      const auto there = static_cast<__mmask8>(words - w >= 8 ? 0xff : (1 << (words - w)) - 1);
+      const __m512i q = _mm512_maskz_loadu_epi64(there, query + 8 * w);
+      for (int r = 0; r < 8; ++r) {
+        const __m512i x = _mm512_maskz_loadu_epi64(there, rows + r * bytes + 8 * w);
+        sum[r] = _mm512_add_epi64(sum[r], _mm512_popcnt_epi64(x ^ q));
+      }
+    }
+    __m512i pairs[4];
+    for (int r = 0; r < 4; ++r) pairs[r] = add_neighbours(sum[2 * r], sum[2 * r + 1]);
+    store_eight(out + i, add_neighbouring_pairs(add_neighbouring_pairs(pairs[0], pairs[1]),
+                                                add_neighbouring_pairs(pairs[2], pairs[3])));
+  }
+  for (; i < count; ++i, rows += bytes) out[i] = wide_distance(query, rows, words);
+}
+#else
 template <int Words>
 void few_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
   uint64_t q[Words];
@@ -42,16 +111,18 @@ void few_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_
   }
 }
 
-AGMH_INLINE int16_t wide_distance(const uint8_t* query, const uint8_t* row, int words) {
-  int64_t distance = 0;
-  for (int w = 0; w < words; ++w)
-    distance += std::popcount(load<uint64_t>(query + 8 * w) ^ load<uint64_t>(row + 8 * w));
-  return static_cast<int16_t>(distance);
+void two_words(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out) {
+  few_words<2>(query, rows, count, words, out);
+}
+
+void four_words(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out) {
+  few_words<4>(query, rows, count, words, out);
 }
 
 void many_words(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out) {
   for (int i = 0; i < count; ++i, rows += 8 * static_cast<int64_t>(words)) out[i] = wide_distance(query, rows, words);
 }
+#endif
 
 template <class Word>
 AGMH_INLINE void one_word_at(const uint8_t* query, const uint8_t* rows, const uint16_t* index, int count,
@@ -471,9 +542,8 @@ const KernelSet kSet{.name = AGMH_TEXT(AGMH_ISA),
                      .bytes2 = one_word<uint16_t>,
                      .bytes4 = one_word<uint32_t>,
                      .words1 = one_word<uint64_t>,
-                     .words2 = few_words<2>,
-                     .words3 = few_words<3>,
-                     .words4 = few_words<4>,
+                     .words2 = two_words,
+                     .words4 = four_words,
                      .words = many_words,
                      .within = within,
                      .set_bits = set_bits,

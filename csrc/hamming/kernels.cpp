@@ -46,8 +46,6 @@ DistanceKernel KernelSet::distances(int row_bytes) const {
       return words1;
     case 16:
       return words2;
-    case 24:
-      return words3;
     case 32:
       return words4;
     default:

@@ -19,7 +19,7 @@ inline constexpr int kIndexSlack = 64;
 struct KernelSet {
   const char* name;
   bool (*runs_here)();
-  DistanceKernel bytes2, bytes4, words1, words2, words3, words4, words;
+  DistanceKernel bytes2, bytes4, words1, words2, words4, words;
   // The ascending i < count with distances[i] <= limit; returns how many there are.
   int (*within)(const int16_t* distances, int count, int16_t limit, uint16_t* index);
   // `first` plus the place of every bit that is set in `word`, ascending; returns how many are.

@@ -258,10 +258,12 @@ void check_planes() {
     for (const int bits : kBits) {
       const int64_t n = draw(500, 620);
       const int kind = static_cast<int>(draw(0, 3));
-      const Case c(bits, 49, n, kind, static_cast<int>(draw(1, 2)));
+      const agmh::PlaneKernels& planes = agmh::kernels().planes;
+      const int64_t q = (bits <= 64 ? planes.queries : planes.wide_queries) + 1;
+      const Case c(bits, q, n, kind, static_cast<int>(draw(1, 2)));
       check_topk(c, draw(1, 20), draw(0, 1) == 0 ? bits : static_cast<int>(draw(0, bits)));
       check_range(c, static_cast<int>(draw(0, bits)));
-      const Case labelled(bits, 49, bits == 48 || bits == 128 ? 4300 : n, 0, 1);
+      const Case labelled(bits, q, bits == 48 || bits == 128 ? 4300 : n, 0, 1);
       check_labels(labelled, static_cast<int>(draw(0, 2)));
     }
   }
