@@ -530,6 +530,36 @@ void tally(const Tally& task) {
 }
 #endif
 
+Equals equals_before(const Tally& task, int item) {
+  const int last = item / kPlaneItems, word = item % kPlaneItems / 64;
+  const uint64_t* own = task.planes + last * task.tile_stride + word;
+  Equals found{0, 0, 0};
+  for (int l = 0; l < task.levels; ++l)
+    found.distance |= static_cast<int>(own[l * kPlaneWords] >> (item % 64) & 1) << l;
+  alignas(64) uint64_t earlier[kPlaneWords];  // of the item's own tile
+  for (int w = 0; w < kPlaneWords; ++w)
+    earlier[w] = w < word ? ~uint64_t{0} : w == word ? (uint64_t{1} << (item % 64)) - 1 : 0;
+  for (int t = 0; t <= last; ++t) {
+    for (int share = 0; share < kShares; ++share) {
+      const Vec* at = vectors(task.planes + t * task.tile_stride) + share;
+      Vec equal = vectors(task.items + t * kPlaneWords)[share];
+      if (t == last) equal &= vectors(earlier)[share];
+      for (int l = 0; l < task.levels; ++l) equal &= found.distance >> l & 1 ? at[l * kShares] : ~at[l * kShares];
+      const Vec chosen = equal & vectors(task.chosen + t * kPlaneWords)[share];
+#ifdef AGMH_TERNARY
+      found.all += _mm512_reduce_add_epi64(_mm512_popcnt_epi64(equal));
+      found.chosen += _mm512_reduce_add_epi64(_mm512_popcnt_epi64(chosen));
+#else
+      for (size_t w = 0; w < AGMH_VECTOR_BYTES / 8; ++w) {
+        found.all += std::popcount(equal[w]);
+        found.chosen += std::popcount(chosen[w]);
+      }
+#endif
+    }
+  }
+  return found;
+}
+
 bool runs_here() { return AGMH_RUNS_HERE; }
 
 }  // namespace
@@ -548,6 +578,6 @@ const KernelSet kSet{.name = AGMH_TEXT(AGMH_ISA),
                      .within = within,
                      .set_bits = set_bits,
                      .distances_at = distances_at,
-                     .planes = {build, count, tally, AGMH_PLANE_QUERIES}};
+                     .planes = {build, count, tally, equals_before, AGMH_PLANE_QUERIES}};
 
 }  // namespace agmh::AGMH_ISA

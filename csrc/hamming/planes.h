@@ -48,12 +48,19 @@ struct Tally {
   int64_t* counts;         // (bits + 1, 1), or with chosen (bits + 1, 2): added to
 };
 
+// Of the items of a tally that come before one of them and are at its distance: how many, and how many are chosen.
+struct Equals {
+  int distance;
+  int64_t all, chosen;
+};
+
 struct PlaneKernels {
   // Table of the bits of chunk `chunk` of `count` <= kPlaneItems padded, adjoining rows.
   void (*build)(const uint8_t* rows, int count, int row_bytes, int bits, int chunk, const PlanePlan& plan,
                 uint8_t* table);
   void (*count)(const PlanePlan& plan, const PlaneCount& task);
   void (*tally)(const Tally& task);
+  Equals (*equals_before)(const Tally& task, int item);
   // Queries from which on this is faster than distances one by one, for rows of one word and of more.
   int64_t queries, wide_queries;
 };

@@ -63,8 +63,17 @@ Tallier::Tallier(const Task& task, const Labels* labels, int64_t block) : task_(
 
 Tallier::~Tallier() = default;
 
+double Tallier::relevance() const {
+  std::vector<double> queries(static_cast<size_t>(classes_->count));
+  for (const int32_t c : classes_->of_queries) ++queries[static_cast<size_t>(c)];
+  double pairs = 0;
+  for (const int32_t c : classes_->of_items) pairs += queries[static_cast<size_t>(c)];
+  return pairs /
+         (static_cast<double>(task_.queries.count) * static_cast<double>(std::max<int64_t>(1, task_.items.count)));
+}
+
 void Tallier::add(Range queries, Range items, int64_t* counts) const {
-  by_planes_ ? add_by_planes(queries, items, counts) : add_one_by_one(queries, items, counts);
+  by_planes_ ? add_by_planes(queries, items, counts, {}) : add_one_by_one(queries, items, counts);
 }
 
 void Tallier::add_one_by_one(Range queries, Range items, int64_t* counts) const {
@@ -80,7 +89,7 @@ void Tallier::add_one_by_one(Range queries, Range items, int64_t* counts) const 
 }
 
 // A population count gives how many of 512 items are at one distance.
-void Tallier::add_by_planes(Range queries, Range items, int64_t* counts) const {
+void Tallier::add_by_planes(Range queries, Range items, int64_t* counts, const Before& before) const {
   constexpr int kTiles = 8, kItems = kTiles * kPlaneItems;
   const Task& task = task_;
   const Classes* classes = classes_.get();
@@ -121,14 +130,16 @@ void Tallier::add_by_planes(Range queries, Range items, int64_t* counts) const {
           for (int w = 0; w < kTiles * kPlaneWords; ++w) chosen[w] |= of_class[w];
         }
       }
-      kernels().planes.tally({.planes = planes + q * of_query,
-                              .tile_stride = of_tile,
-                              .tiles = tiles,
-                              .levels = filter.levels(),
-                              .bits = task.bits,
-                              .items = exist,
-                              .chosen = classes != nullptr ? chosen : nullptr,
-                              .counts = counts + q * row()});
+      const Tally tally{.planes = planes + q * of_query,
+                        .tile_stride = of_tile,
+                        .tiles = tiles,
+                        .levels = filter.levels(),
+                        .bits = task.bits,
+                        .items = exist,
+                        .chosen = classes != nullptr ? chosen : nullptr,
+                        .counts = counts + q * row()};
+      if (before) before(queries.begin + q, tally);
+      kernels().planes.tally(tally);
     }
   }
 }

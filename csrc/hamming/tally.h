@@ -1,8 +1,10 @@
 // How many items are at each distance, for a block of queries: by bit planes where that pays, else item by item.
 #pragma once
 
+#include <functional>
 #include <memory>
 
+#include "hamming/planes.h"
 #include "hamming/tile.h"
 
 namespace agmh {
@@ -20,11 +22,19 @@ class Tallier {
   // Adds some items to counts[query - queries.begin][distance][channel].
   void add(Range queries, Range items, int64_t* counts) const;
 
+  // Whether bit planes are used, and with labels the share of pairs that may be relevant.
+  bool by_planes() const { return by_planes_; }
+  double relevance() const;
+
+  // By planes only: as add(), and calls before(query, tally) for some tiles at a time before they are added; their
+  // items are chosen where they are relevant.
+  using Before = std::function<void(int64_t query, const Tally& tally)>;
+  void add_by_planes(Range queries, Range items, int64_t* counts, const Before& before) const;
+
  private:
   struct Classes;
 
   void add_one_by_one(Range queries, Range items, int64_t* counts) const;
-  void add_by_planes(Range queries, Range items, int64_t* counts) const;
 
   const Task& task_;
   const Labels* labels_;

@@ -189,12 +189,13 @@ void check_matrix(const Case& c) {
     }
 }
 
-void check_labels(const Case& c, int words) {
+// `classes` where a label is one of them, not a set.
+void check_labels(const Case& c, int words, int64_t classes = 3) {
   const int64_t q = c.queries.count, n = c.items.count, bins = c.task.bits + 1;
   const int64_t columns = std::max(words, 1);
   std::vector<int64_t> of_queries, of_items;
-  for (int64_t i = 0; i < q * columns; ++i) of_queries.push_back(words ? draw(0, 3) : draw(0, 2));
-  for (int64_t i = 0; i < n * columns; ++i) of_items.push_back(words ? draw(0, 3) : draw(0, 2));
+  for (int64_t i = 0; i < q * columns; ++i) of_queries.push_back(words ? draw(0, 3) : draw(1, classes));
+  for (int64_t i = 0; i < n * columns; ++i) of_items.push_back(words ? draw(0, 3) : draw(1, classes));
   const agmh::Labels labels{of_queries.data(), of_items.data(), words};
   auto counts = garbage<int64_t>(q * bins * 2);
   agmh::histogram(c.task, &labels, counts.data());
@@ -264,7 +265,7 @@ void check_planes() {
       check_topk(c, draw(1, 20), draw(0, 1) == 0 ? bits : static_cast<int>(draw(0, bits)));
       check_range(c, static_cast<int>(draw(0, bits)));
       const Case labelled(bits, q, bits == 48 || bits == 128 ? 4300 : n, 0, 1);
-      check_labels(labelled, static_cast<int>(draw(0, 2)));
+      for (const int words : {0, 2}) check_labels(labelled, words, 40);
     }
   }
 }
