@@ -20,6 +20,8 @@ constexpr int64_t kItemsPerCode = 16;
 constexpr int64_t kTrial = 4096;
 // Queries that a thread takes at a time.
 constexpr int64_t kBlock = 32;
+// Fewer are answered before another thread has started.
+constexpr int64_t kQueriesPerThread = 1024;
 
 // The code of a padded row of up to 16 bits, as a number below 2^bits.
 unsigned value_of(const uint8_t* row, int bits) {
@@ -174,10 +176,18 @@ void Groups::by_distances(const uint8_t* query, Search& search) const {
 
 void Groups::topk(const Task& task, int64_t k, int max_distance, int32_t* distances, int64_t* ids) const {
   const int64_t queries = task.queries.count;
-  parallel_for(task.threads, (queries + kBlock - 1) / kBlock, [&](int64_t block) {
+  const int threads = static_cast<int>(std::clamp<int64_t>(queries / kQueriesPerThread, 1, task.threads));
+  parallel_for(threads, (queries + kBlock - 1) / kBlock, [&](int64_t block) {
     const Range own{block * kBlock, std::min(queries, (block + 1) * kBlock)};
     TileReader reader(task, own, 0);
     Search search(task, std::min(k, size()), size(), std::clamp(max_distance, 0, bits_));
+    if (!flips_.empty()) {
+      // Memory that the queries of the block will wait for, asked for at once.
+      for (int64_t q = own.begin; q < own.end; ++q)
+        __builtin_prefetch(offsets_.data() + value_of(reader.query(q), bits_));
+      for (int64_t q = own.begin; q < own.end; ++q)
+        __builtin_prefetch(positions_.data() + offsets_[value_of(reader.query(q), bits_)]);
+    }
     for (int64_t q = own.begin; q < own.end; ++q) {
       search.found = 0;
       search.distances = distances + q * k;

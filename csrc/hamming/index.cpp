@@ -99,21 +99,35 @@ int64_t position_of(const Storage& storage, int64_t id) {
   return found != end && *found == id ? found - begin : -1;
 }
 
+// Entries that are not 0, counted in bytes for as long as these hold: that is many at a time.
+int64_t count_kept(const uint8_t* mask, int64_t count) {
+  int64_t kept = 0;
+  for (int64_t first = 0; first < count; first += 128) {
+    uint8_t some = 0;
+    const int64_t last = std::min(first + 128, count);
+    for (int64_t i = first; i < last; ++i) some = static_cast<uint8_t>(some + (mask[i] != 0));
+    kept += some;
+  }
+  return kept;
+}
+
 // The positions that a mask keeps. Runs of eight that it drops are passed at once; the rest has no branch to
 // mispredict.
 std::vector<int64_t> kept_positions(const uint8_t* mask, int64_t count) {
-  std::vector<int64_t> positions(static_cast<size_t>(count - std::count(mask, mask + count, uint8_t{0}) + 1));
+  std::vector<int64_t> positions(static_cast<size_t>(count_kept(mask, count) + 1));
   int64_t* to = positions.data();
-  for (int64_t first = 0; first < count; first += 8) {
-    const int64_t last = std::min(first + 8, count);
+  const auto take = [&](int64_t i) {
+    *to = i;
+    to += mask[i] != 0;
+  };
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
     uint64_t any = 0;
-    std::memcpy(&any, mask + first, static_cast<size_t>(last - first));
+    std::memcpy(&any, mask + i, 8);
     if (any == 0) continue;
-    for (int64_t i = first; i < last; ++i) {
-      *to = i;
-      to += mask[i] != 0;
-    }
+    for (int64_t j = i; j < i + 8; ++j) take(j);
   }
+  for (; i < count; ++i) take(i);
   positions.pop_back();  // where the last of them left its successor
   return positions;
 }

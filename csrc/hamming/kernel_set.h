@@ -491,6 +491,8 @@ void tally(const Tally& task) {
         const Vec* at = vectors(planes + t * task.tile_stride);
         Vec high = filled(true);
         for (int l = 3; l < task.levels; ++l) high &= base >> l & 1 ? at[l] : ~at[l];
+        // Most distances lie close together.
+        if (_mm512_test_epi64_mask(high, high) == 0) continue;
         for (int value = 0; value < 8; ++value)
           all[value] = _mm512_add_epi64(all[value], _mm512_popcnt_epi64(high & low[t][value]));
         if (task.chosen == nullptr) continue;
@@ -539,24 +541,28 @@ Equals equals_before(const Tally& task, int item) {
   alignas(64) uint64_t earlier[kPlaneWords];  // of the item's own tile
   for (int w = 0; w < kPlaneWords; ++w)
     earlier[w] = w < word ? ~uint64_t{0} : w == word ? (uint64_t{1} << (item % 64)) - 1 : 0;
-  for (int t = 0; t <= last; ++t) {
-    for (int share = 0; share < kShares; ++share) {
-      const Vec* at = vectors(task.planes + t * task.tile_stride) + share;
-      Vec equal = vectors(task.items + t * kPlaneWords)[share];
-      if (t == last) equal &= vectors(earlier)[share];
-      for (int l = 0; l < task.levels; ++l) equal &= found.distance >> l & 1 ? at[l * kShares] : ~at[l * kShares];
-      const Vec chosen = equal & vectors(task.chosen + t * kPlaneWords)[share];
 #ifdef AGMH_TERNARY
-      found.all += _mm512_reduce_add_epi64(_mm512_popcnt_epi64(equal));
-      found.chosen += _mm512_reduce_add_epi64(_mm512_popcnt_epi64(chosen));
-#else
-      for (size_t w = 0; w < AGMH_VECTOR_BYTES / 8; ++w) {
-        found.all += std::popcount(equal[w]);
-        found.chosen += std::popcount(chosen[w]);
-      }
-#endif
-    }
+  Vec all = filled(false), chosen = all;
+  for (int t = 0; t <= last; ++t) {
+    const Vec* at = vectors(task.planes + t * task.tile_stride);
+    Vec equal = vectors(task.items)[t];
+    if (t == last) equal &= *vectors(earlier);
+    for (int l = 0; l < task.levels; ++l) equal &= found.distance >> l & 1 ? at[l] : ~at[l];
+    all = _mm512_add_epi64(all, _mm512_popcnt_epi64(equal));
+    chosen = _mm512_add_epi64(chosen, _mm512_popcnt_epi64(equal & vectors(task.chosen)[t]));
   }
+  found.all = sum_of(all);
+  found.chosen = sum_of(chosen);
+#else
+  for (int64_t w = 0; w <= int64_t{last} * kPlaneWords + word; ++w) {
+    const uint64_t* at = task.planes + w / kPlaneWords * task.tile_stride + w % kPlaneWords;
+    uint64_t equal = task.items[w];
+    if (w / kPlaneWords == last) equal &= earlier[w % kPlaneWords];
+    for (int l = 0; l < task.levels; ++l) equal &= found.distance >> l & 1 ? at[l * kPlaneWords] : ~at[l * kPlaneWords];
+    found.all += std::popcount(equal);
+    found.chosen += std::popcount(equal & task.chosen[w]);
+  }
+#endif
   return found;
 }
 
