@@ -35,3 +35,17 @@ def test_the_status_table_is_the_recorded_run():
             assert f"{bench['median_s'] * 1e3:.2g}" in text, bench["name"]
     runs = sorted(json.loads((RESULTS / "cpu-demo.json").read_text()), key=lambda run: run["seed"])
     assert "mAP " + ", ".join(f"{run['map']:.3f}" for run in runs) in text
+
+
+def test_the_table_of_searches_is_the_recorded_run():
+    text = README.read_text()
+    run = {bench["name"]: bench for bench in json.loads((RESULTS / "cpu-hamming.json").read_text())["benchmarks"]}
+    searches = re.findall(r"^\| (\d+) queries, (\d+) bits, k = (\d+) \| (.*) \|$", text, re.MULTILINE)
+    assert len(searches) >= 10
+    rows = {f"test_topk[{bits}-{queries}-{k}]": said for queries, bits, k, said in searches}
+    rows["test_latency[numpy-8.0]"] = re.search(r"^\| one query, .* \| (.*) \|$", text, re.MULTILINE)[1]
+    for name, said in rows.items():
+        ours, speedup = run[name]["contestants"]["agmh_fast"]["p50_s"], run[name]["speedup"]
+        assert said == f"{ours * 1e6:.3g} µs a query, {speedup:.3g}×", name
+    ours = run["test_short_codes[10000000-1.0]"]["contestants"]["agmh_fast"]["p50_s"]
+    assert f"by table: {ours * 1e6:.2g} µs a query" in text
