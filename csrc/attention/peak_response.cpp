@@ -40,7 +40,7 @@ namespace {
 // Sums over images are formed in this many parts, whatever the number of threads, and the parts added in order. A part
 // of the weights' gradient is as large as the weights.
 constexpr int64_t kParts = 8;
-constexpr int64_t kWeightParts = 4;
+constexpr int64_t kWeightParts = 3;
 
 std::unique_ptr<float[]> floats(int64_t count) {
   return std::make_unique_for_overwrite<float[]>(static_cast<size_t>(count));
