@@ -5,6 +5,7 @@
 // queries * items, and throw std::bad_alloc or nothing; arguments are checked by the callers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -15,6 +16,12 @@ namespace agmh {
 
 // The distance reported where fewer than k items exist; their id is -1.
 inline constexpr int32_t kNoDistance = std::numeric_limits<int32_t>::max();
+
+// Says so for the last of a query's k results, of which there are `found`.
+inline void fill_missing(int64_t found, int64_t k, int32_t* distances, int64_t* ids) {
+  std::fill(distances + found, distances + k, kNoDistance);
+  std::fill(ids + found, ids + k, -1);
+}
 
 // What is searched for and in what. A position counts the scanned items: the rows of `items`, or, with a selection, the
 // rows that it names in ascending order.

@@ -193,8 +193,7 @@ void Groups::topk(const Task& task, int64_t k, int max_distance, int32_t* distan
       search.distances = distances + q * k;
       search.ids = ids + q * k;
       flips_.empty() ? by_distances(reader.query(q), search) : by_table(value_of(reader.query(q), bits_), search);
-      std::fill(search.distances + search.found, search.distances + k, kNoDistance);
-      std::fill(search.ids + search.found, search.ids + k, -1);
+      fill_missing(search.found, k, search.distances, search.ids);
     }
   });
 }

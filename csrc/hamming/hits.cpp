@@ -11,10 +11,7 @@ constexpr int kRoundBytes = 128 << 10;
 
 }  // namespace
 
-bool PlaneScan::pays(int bits, int64_t queries) {
-  const PlaneKernels& planes = kernels().planes;
-  return queries >= (bits <= 64 ? planes.queries : planes.wide_queries);
-}
+bool PlaneScan::pays(int bits, int64_t queries) { return queries >= kernels().planes.enough_queries(bits); }
 
 PlaneScan::PlaneScan(const Task& task, Range queries)
     : task_(task),

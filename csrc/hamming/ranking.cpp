@@ -44,8 +44,8 @@ using Rank = std::function<void(int64_t, int64_t, int64_t)>;
 template <class Visit>
 void visit(const Task& task, const Labels& labels, Range queries, Visit&& visit_item) {
   scan_tiles(task, queries, {0, task.size()}, [&](int64_t query, int64_t first, const int16_t* distances, int count) {
-    for_each_within(distances, count, static_cast<int16_t>(task.bits),
-                    [&](int i) { visit_item(query, distances[i], labels.relevant(query, task.row_of(first + i))); });
+    for (int i = 0; i < count; ++i)
+      if (distances[i] != kExcluded) visit_item(query, distances[i], labels.relevant(query, task.row_of(first + i)));
   });
 }
 

@@ -53,8 +53,7 @@ struct Tallier::Classes {
 
 Tallier::Tallier(const Task& task, const Labels* labels, int64_t block) : task_(task), labels_(labels) {
   // Going item by item takes some eight times as long as a distance.
-  const PlaneKernels& planes = kernels().planes;
-  const int64_t enough = (task.bits <= 64 ? planes.queries : planes.wide_queries) / 8;
+  const int64_t enough = kernels().planes.enough_queries(task.bits) / 8;
   by_planes_ = task.mask == nullptr && task.bits <= kMaxPlaneBits && block >= enough;
   if (!by_planes_ || labels == nullptr) return;
   classes_ = std::make_unique<const Classes>(*labels, task.queries.count, task.items.count);
@@ -80,11 +79,12 @@ void Tallier::add_one_by_one(Range queries, Range items, int64_t* counts) const 
   const int64_t channels = labels_ != nullptr ? 2 : 1;
   scan_tiles(task_, queries, items, [&](int64_t query, int64_t first, const int16_t* distances, int count) {
     int64_t* of_query = counts + (query - queries.begin) * row();
-    for_each_within(distances, count, static_cast<int16_t>(task_.bits), [&](int i) {
+    for (int i = 0; i < count; ++i) {
+      if (distances[i] == kExcluded) continue;
       int64_t* bin = of_query + distances[i] * channels;
       ++bin[0];
       if (labels_ != nullptr && labels_->relevant(query, task_.row_of(first + i))) ++bin[1];
-    });
+    }
   });
 }
 

@@ -83,20 +83,4 @@ void scan_tiles(const Task& task, Range queries, Range items, Epilogue&& epilogu
   }
 }
 
-// Calls hit(i) for each i with distances[i] <= limit, ascending. Groups without one are passed by a vector minimum.
-template <class Hit>
-void for_each_within(const int16_t* distances, int count, int16_t limit, Hit&& hit) {
-  constexpr int kGroup = 32;
-  int first = 0;
-  for (; first + kGroup <= count; first += kGroup) {
-    int16_t least = distances[first];
-    for (int i = 1; i < kGroup; ++i) least = std::min(least, distances[first + i]);
-    if (least > limit) continue;
-    for (int i = first; i < first + kGroup; ++i)
-      if (distances[i] <= limit) hit(i);
-  }
-  for (int i = first; i < count; ++i)
-    if (distances[i] <= limit) hit(i);
-}
-
 }  // namespace agmh

@@ -2,7 +2,6 @@
 #include <memory>
 #include <utility>
 
-#include "hamming/counting.h"
 #include "hamming/engine.h"
 #include "hamming/nearest.h"
 #include "hamming/parallel.h"
@@ -20,6 +19,9 @@ constexpr int64_t kScratchBytes = int64_t{32} << 20;
 // From items / kCountingShare results on, a second scan is cheaper than keeping candidates.
 constexpr int64_t kCountingShare = 8;
 constexpr int64_t kAlwaysKept = 1024;
+
+// Of one query.
+constexpr int64_t scratch_bytes(int64_t k) { return Nearest::capacity(k) * static_cast<int64_t>(sizeof(Key)); }
 
 struct Outputs {
   int64_t k;
@@ -48,8 +50,7 @@ int64_t merge(const Task& task, int64_t query, const Nearest* parts, int count, 
       distances[place] = distance;
       ids[place] = task.id_of(position_of(key));
     });
-  std::fill(distances + found, distances + out.k, kNoDistance);
-  std::fill(ids + found, ids + out.k, -1);
+  fill_missing(found, out.k, distances, ids);
   return total;
 }
 
@@ -84,8 +85,7 @@ std::vector<int64_t> search_block(const Task& task, const Plan& plan, Range quer
 }
 
 void topk_by_threshold(const Task& task, int64_t kept, int limit, const Outputs& out) {
-  const int64_t per_query = Nearest::capacity(kept) * static_cast<int64_t>(sizeof(Key));
-  const Plan plan = make_hits_plan(task, std::clamp<int64_t>(kScratchBytes / per_query, 1, kMaxBlock));
+  const Plan plan = make_hits_plan(task, std::clamp<int64_t>(kScratchBytes / scratch_bytes(kept), 1, kMaxBlock));
   parallel_for(plan.outer, plan.blocks(task.queries.count), [&](int64_t index) {
     const Range queries = plan.queries(index, task.queries.count);
     const std::vector<int16_t> limits = guess_limits(task, queries, kept, limit);
@@ -143,9 +143,7 @@ void topk_by_counting(const Task& task, int limit, const Outputs& out) {
         std::fill(distances + start, distances + std::min(found, out.k), d);
         last[static_cast<size_t>(query - queries.begin)] = static_cast<int16_t>(d);
       }
-      found = std::min(found, out.k);
-      std::fill(distances + found, distances + out.k, kNoDistance);
-      std::fill(out.ids + query * out.k + found, out.ids + (query + 1) * out.k, -1);
+      fill_missing(std::min(found, out.k), out.k, distances, out.ids + query * out.k);
     }
     parallel_for(plan.parts, plan.parts, [&](int64_t part) {
       for (int64_t query = queries.begin; query < queries.end; ++query)
@@ -160,8 +158,7 @@ void topk_by_counting(const Task& task, int limit, const Outputs& out) {
 void topk(const Task& task, int64_t k, int max_distance, int32_t* distances, int64_t* ids) {
   const int limit = std::clamp(max_distance, 0, task.bits);
   const int64_t kept = std::clamp<int64_t>(k, 1, std::max<int64_t>(1, task.size()));
-  const bool large =
-      kept > std::max(task.size() / kCountingShare, kAlwaysKept) || Nearest::capacity(kept) * 8 > kScratchBytes;
+  const bool large = kept > std::max(task.size() / kCountingShare, kAlwaysKept) || scratch_bytes(kept) > kScratchBytes;
   if (large)
     topk_by_counting(task, limit, {k, distances, ids});
   else

@@ -1,26 +1,16 @@
 // Every function of the engine against a few obvious lines, on many shapes, for each instruction set and several thread
 // counts. Built with the sanitizers by test_engine.py; outputs start as garbage, so an element never written shows.
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <numeric>
-#include <random>
-#include <thread>
 #include <vector>
 
+#include "check_cases.h"
 #include "hamming/engine.h"
-#include "hamming/groups.h"
-#include "hamming/index.h"
 #include "hamming/kernels.h"
 #include "hamming/sample.h"
-
-// Bytes held through operator new, and the most there ever were since the last reset.
-static std::atomic<int64_t> held{0}, most{0};
-// Allocations until one fails; negative: none does.
-static std::atomic<int64_t> spare{-1};
 
 void* operator new(size_t size) {
   if (spare >= 0 && spare-- == 0) throw std::bad_alloc();
@@ -50,56 +40,11 @@ void operator delete(void* memory, size_t) noexcept { operator delete(memory); }
 
 namespace {
 
-std::mt19937_64 generator(1);
-int64_t draw(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
-
-[[noreturn]] void fail(const char* what, int line) {
-  std::printf("FAILED line %d: %s\n", line, what);
-  std::exit(1);
-}
-#define CHECK(condition) \
-  if (!(condition)) fail(#condition, __LINE__)
-
-// Packed codes in rows that lie `gap` bytes apart; few distinct ones, so that ties are many.
-struct Rows {
-  int bits;
-  int64_t count, stride;
-  std::vector<uint8_t> bytes;
-
-  Rows(int code_bits, int64_t rows, int64_t gap, int distinct)
-      : bits(code_bits), count(rows), stride(agmh::packed_bytes(code_bits) + gap) {
-    const int width = agmh::packed_bytes(bits);
-    std::vector<std::vector<uint8_t>> values(static_cast<size_t>(distinct),
-                                             std::vector<uint8_t>(static_cast<size_t>(width)));
-    for (auto& value : values) {
-      for (uint8_t& byte : value) byte = static_cast<uint8_t>(draw(0, 255));
-      value.back() = static_cast<uint8_t>(value.back() & ~agmh::padding_mask(bits));
-    }
-    bytes.assign(static_cast<size_t>(std::max<int64_t>(0, count * stride - gap)), 0xEE);
-    for (int64_t i = 0; i < count; ++i) {
-      const auto& value = values[static_cast<size_t>(draw(0, distinct - 1))];
-      std::copy(value.begin(), value.end(), bytes.begin() + i * stride);
-    }
-  }
-  agmh::Codes codes() const { return {bytes.data(), count, stride, agmh::packed_bytes(bits)}; }
-  int distance(int64_t i, const Rows& other, int64_t j) const {
-    int sum = 0;
-    for (int b = 0; b < agmh::packed_bytes(bits); ++b)
-      sum += std::popcount(static_cast<unsigned>(codes().row(i)[b] ^ other.codes().row(j)[b]));
-    return sum;
-  }
-};
-
 struct Hit {
   int distance;
   int64_t id;
   auto operator<=>(const Hit&) const = default;
 };
-
-template <class T>
-std::vector<T> garbage(int64_t count) {
-  return std::vector<T>(static_cast<size_t>(count), static_cast<T>(77));
-}
 
 struct Case {
   Rows queries, items;
@@ -286,62 +231,6 @@ void check_guesses() {
   }
 }
 
-// An index asked often enough to group its items answers as a scan does, whatever is added and removed afterwards.
-void check_groups() {
-  struct Kind {
-    int bits;
-    int64_t count;
-    int distinct;
-  };
-  for (const auto& [bits, count, distinct] : {Kind{3, 4096, 8},
-                                              {8, 5000, 200},
-                                              {12, 6000, 3000},
-                                              {16, 70'000, 9000},
-                                              {16, 70'000, 60'000},
-                                              {48, 9000, 300},
-                                              {300, 5000, 9}}) {
-    const Rows items(bits, count, 0, distinct), more(bits, 200, 1, 50);
-    Rows queries(bits, 40, 0, 40);
-    std::copy_n(items.bytes.begin(), items.stride * 10, queries.bytes.begin());
-    agmh::Index index(bits);
-    std::vector<int64_t> evens(static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; ++i) evens[static_cast<size_t>(i)] = 2 * i;
-    index.add(items.codes(), evens.data());
-    const auto search = [&](int64_t k, int limit) {
-      int64_t next_id = 0;
-      const auto storage = index.snapshot(&next_id);
-      agmh::Task task{bits, queries.codes(), storage->codes()};
-      task.ids = storage->ids();
-      const int64_t results = queries.count * k;
-      auto distances = garbage<int32_t>(results), expected_distances = garbage<int32_t>(results);
-      auto ids = garbage<int64_t>(results), expected_ids = garbage<int64_t>(results);
-      index.search(queries.codes(), k, limit, {}, 2, distances.data(), ids.data());
-      agmh::topk(task, k, limit, expected_distances.data(), expected_ids.data());
-      CHECK(distances == expected_distances && ids == expected_ids);
-    };
-    const auto searches = [&] {
-      for (const int64_t k : {int64_t{1}, int64_t{10}, int64_t{600}, count / 2, count + 3}) search(k, bits);
-      search(30, static_cast<int>(draw(0, bits)));
-    };
-    searches();
-    CHECK((agmh::Groups::of({items.bytes.data(), count, items.stride, agmh::packed_bytes(bits)}, bits) != nullptr) ||
-          agmh::packed_bytes(bits) != agmh::padded_bytes(bits));
-    index.add(more.codes(), nullptr);  // behind the grouped ones
-    searches();
-    const int64_t odd[] = {1, 777, 4001}, gone[] = {2, 778, 4000};
-    agmh::Codes few = more.codes();
-    few.count = 3;
-    index.add(few, odd);  // between them
-    searches();
-    index.remove(gone, 3);
-    searches();
-  }
-  // Codes that are all different are left to the scan.
-  Rows unlike(64, 5000, 0, 1);
-  for (int64_t i = 0; i < 5000; ++i) std::memcpy(&unlike.bytes[static_cast<size_t>(8 * i)], &i, 8);
-  CHECK(agmh::Groups::of(unlike.codes(), 64) == nullptr);
-}
-
 // Large enough that both ways of splitting are taken and candidates are compacted often: distances only fall.
 void check_splits() {
   for (const int64_t q : {1, 3, 64}) {
@@ -395,82 +284,6 @@ void check_scratch() {
   (void)agmh::range_count(task, 20, lims.data());
   // 2 threads, 256 queries each, 2000 candidates of 8 bytes; a distance matrix would be 10 million.
   CHECK(most - before < 2 * 256 * 2000 * 8 + 1'500'000);
-}
-
-// Calls again and again with one more allocation before one fails, until none does; failures must leave the size.
-template <class Call>
-void starve(const agmh::Index& index, Call&& call) {
-  const int64_t size = index.size();
-  for (int64_t allocations = 0;; ++allocations) {
-    spare = allocations;
-    try {
-      call();
-    } catch (const std::bad_alloc&) {
-    }
-    const bool enough = spare >= 0;
-    spare = -1;
-    if (enough) return;
-    CHECK(index.size() == size);
-  }
-}
-
-// Memory runs out at every possible place, the start of a thread among them: std::bad_alloc or the result.
-void check_shortage() {
-  const Rows items(64, 80'000, 0, 99);
-  agmh::Index index(64);
-  index.add(items.codes(), nullptr);
-  agmh::Codes few = items.codes();
-  for (const int64_t queries : {64, 7}) {  // split over the queries, over the items
-    few.count = queries;
-    std::vector<int32_t> expected(static_cast<size_t>(queries * 10)), distances(expected.size());
-    std::vector<int64_t> ids(expected.size());
-    index.search(few, 10, 64, {}, 1, expected.data(), ids.data());
-    starve(index, [&] {
-      index.search(few, 10, 64, {}, 3, distances.data(), ids.data());
-      CHECK(distances == expected);
-    });
-    starve(index, [&] { (void)index.range_search(few, 2, {}, 3); });
-  }
-  const int64_t first[] = {6, 5, 4, 3, 2, 1, 0};
-  starve(index, [&] { index.remove(first, 7); });
-  CHECK(index.size() == 79'993);
-  starve(index, [&] { index.add(few, first); });
-  starve(index, [&] { index.add(few, nullptr); });
-  CHECK(index.size() == 80'007);
-}
-
-// Searches without pause on two threads while a third adds and removes: every result must be a state that was.
-void check_concurrency() {
-  const Rows items(48, 3000, 0, 50), query(48, 1, 0, 1);
-  agmh::Index index(48);
-  std::atomic<bool> stop{false};
-  std::atomic<int64_t> searches{0};
-  const auto search = [&] {
-    for (; !stop; ++searches) {
-      int32_t distances[8];
-      int64_t ids[8];
-      index.search(query.codes(), 8, 48, {}, 2, distances, ids);
-      for (int j = 0; j < 8; ++j) CHECK(ids[j] < 0 || distances[j] == query.distance(0, items, ids[j]));
-      const agmh::RangeResult found = index.range_search(query.codes(), 20, {}, 1);
-      int64_t next_id = 0;
-      const auto snapshot = index.snapshot(&next_id);
-      CHECK(snapshot->count() <= next_id);
-      CHECK(std::is_sorted(snapshot->ids(), snapshot->ids() + snapshot->count()));
-    }
-  };
-  std::thread first(search), second(search);
-  for (int64_t i = 0; i < items.count; i += 30) {
-    for (const int64_t before = searches; searches == before;) std::this_thread::yield();
-    agmh::Codes part = items.codes();
-    part.data += i * part.stride;
-    part.count = 30;
-    index.add(part, nullptr);
-    if (i % 90 == 0) index.remove(&i, 1);
-  }
-  stop = true;
-  first.join();
-  second.join();
-  CHECK(index.size() == items.count - 34);
 }
 
 }  // namespace

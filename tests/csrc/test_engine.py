@@ -27,7 +27,7 @@ def _run(*command, timeout=300):
 
 
 def test_engine_equals_brute_force_under_sanitizers(folder):
-    program = build_program(folder, "csrc/hamming/*.cpp", "engine_check.cpp")
+    program = build_program(folder, "csrc/hamming/*.cpp", "engine_check.cpp", "index_check.cpp")
     assert "all as expected" in _run(program)
 
 
@@ -42,7 +42,7 @@ def test_random_lives_of_an_index(folder):
 def test_threads_do_not_race(tmp_path):
     if not links(tmp_path, THREAD):
         pytest.skip("needs the compiler's thread sanitizer")
-    program = build_program(tmp_path, "csrc/hamming/*.cpp", "engine_check.cpp", sanitizers=THREAD)
+    program = build_program(tmp_path, "csrc/hamming/*.cpp", "engine_check.cpp", "index_check.cpp", sanitizers=THREAD)
     # The thread sanitizer of older compilers does not find its way in randomly laid out memory.
     still = ["setarch", platform.machine(), "--addr-no-randomize"] if shutil.which("setarch") else []
     assert "all as expected" in _run(*still, program, "threads", timeout=600)
