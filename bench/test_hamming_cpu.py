@@ -246,8 +246,15 @@ def test_latency(contest, kind, most_us):
 
         return Side(run, calls)
 
+    engine, empty = index._engine, af.HammingIndex(64)._engine
     contest(
-        {"agmh_fast": many(lambda: index.search(given, 10)), "faiss": many(lambda: rival.search(query))},
+        {
+            "agmh_fast": many(lambda: index.search(given, 10)),
+            # What of it is the engine's, and of that what remains with nothing to search.
+            "engine": many(lambda: engine.search(query, 10, 64)),
+            "binding": many(lambda: empty.search(query, 10, 64)),
+            "faiss": many(lambda: rival.search(query)),
+        },
         lambda medians: {
             "us_per_query": medians["agmh_fast"] * 1e6,
             "speedup": medians["faiss"] / medians["agmh_fast"],
