@@ -5,32 +5,41 @@
 namespace agmh {
 namespace {
 
-template <class Epilogue>
-void for_each_tile(const Task& task, const Epilogue& epilogue) {
+// Calls scan(queries, items) for blocks of queries and parts of the items, by as many threads as that is worth.
+template <class Scan>
+void for_each_block(const Task& task, const Scan& scan) {
   const Plan plan = make_plan(task, 64);
   parallel_for(plan.outer, plan.blocks(task.queries.count), [&](int64_t index) {
     const Range queries = plan.queries(index, task.queries.count);
-    parallel_for(plan.parts, plan.parts,
-                 [&](int64_t part) { scan_tiles(task, queries, part_of(task.size(), plan.parts, part), epilogue); });
-  });
-}
-
-template <class Out>
-void write_distances(const Task& task, Out* out) {
-  const int64_t size = task.size();
-  for_each_tile(task, [&](int64_t query, int64_t first, const int16_t* distances, int count) {
-    Out* to = out + query * size + first;
-    for (int i = 0; i < count; ++i) to[i] = static_cast<Out>(distances[i]);
+    parallel_for(plan.parts, plan.parts, [&](int64_t part) { scan(queries, part_of(task.size(), plan.parts, part)); });
   });
 }
 
 }  // namespace
 
-void distance(const Task& task, uint8_t* out) { write_distances(task, out); }
-void distance(const Task& task, uint16_t* out) { write_distances(task, out); }
+void distance(const Task& task, uint8_t* out) {
+  const int row_bytes = padded_bytes(task.bits);
+  const auto kernel = kernels().distance_bytes;
+  for_each_block(task, [&](Range queries, Range items) {
+    scan_rows(task, queries, items,
+              [&](int64_t query, const uint8_t* code, int64_t first, const uint8_t* rows, int count) {
+                kernel(code, rows, count, row_bytes, out + query * task.size() + first);
+              });
+  });
+}
+
+void distance(const Task& task, uint16_t* out) {
+  for_each_block(task, [&](Range queries, Range items) {
+    scan_tiles(task, queries, items, [&](int64_t query, int64_t first, const int16_t* distances, int count) {
+      std::copy(distances, distances + count, out + query * task.size() + first);
+    });
+  });
+}
 
 void distance_loop(const Task& task) {
-  for_each_tile(task, [](int64_t, int64_t, const int16_t*, int) {});
+  for_each_block(task, [&](Range queries, Range items) {
+    scan_tiles(task, queries, items, [](int64_t, int64_t, const int16_t*, int) {});
+  });
 }
 
 }  // namespace agmh

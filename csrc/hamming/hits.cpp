@@ -53,12 +53,8 @@ Hits PlaneScan::hits(int64_t query) {
   }
   // Rows that do not exist count as zeros.
   while (found > 0 && index_[static_cast<size_t>(found - 1)] >= count_) --found;
-  if (task_.mask != nullptr) {
-    const uint8_t* mask = task_.mask + query * task_.mask_stride + first_;
-    const auto end = std::remove_if(index_.begin(), index_.begin() + found, [&](uint16_t i) { return mask[i] == 0; });
-    found = static_cast<int>(end - index_.begin());
-  }
   kernels_.distances_at(reader_.query(query), rows_, row_bytes_, index_.data(), found, distances_.data());
+  if (task_.mask != nullptr) found = keep_unmasked(task_, query, first_, found, index_.data(), distances_.data());
   return {first_, index_.data(), distances_.data(), found};
 }
 

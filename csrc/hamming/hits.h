@@ -18,6 +18,19 @@ struct Hits {
   int count = 0;
 };
 
+// Leaves out what the query's mask does: of `count` items first + index[i], ascending, those that stay come first.
+inline int keep_unmasked(const Task& task, int64_t query, int64_t first, int count, uint16_t* index,
+                         int16_t* distances) {
+  const uint8_t* mask = task.mask + query * task.mask_stride + first;
+  int kept = 0;
+  for (int i = 0; i < count; ++i) {
+    index[kept] = index[i];
+    distances[kept] = distances[i];
+    kept += mask[index[i]] != 0;
+  }
+  return kept;
+}
+
 // Finds hits by bit planes, up to kPlaneTiles tiles at a time.
 class PlaneScan {
  public:
@@ -63,15 +76,16 @@ class PlaneScan {
 template <class Limit, class Epilogue>
 void scan_hits(const Task& task, Range queries, Range items, const Limit& limit, const Epilogue& epilogue) {
   if (!PlaneScan::pays(task.bits, queries.size())) {
-    const KernelSet& set = kernels();
     uint16_t index[kMaxTile + kIndexSlack];
-    int16_t found[kMaxTile];
-    scan_tiles(task, queries, items, [&](int64_t query, int64_t first, const int16_t* distances, int count) {
-      const int hits = set.within(distances, count, limit(query), index);
-      if (hits == 0) return;
-      for (int i = 0; i < hits; ++i) found[i] = distances[index[i]];
-      epilogue(query, Hits{first, index, found, hits});
-    });
+    int16_t distances[kMaxTile + kIndexSlack];
+    const int row_bytes = padded_bytes(task.bits);
+    const auto near = kernels().near;
+    scan_rows(task, queries, items,
+              [&](int64_t query, const uint8_t* code, int64_t first, const uint8_t* rows, int count) {
+                int found = near(code, rows, count, row_bytes, limit(query), index, distances);
+                if (task.mask != nullptr) found = keep_unmasked(task, query, first, found, index, distances);
+                if (found > 0) epilogue(query, Hits{first, index, distances, found});
+              });
     return;
   }
   PlaneScan scan(task, queries);

@@ -1,4 +1,4 @@
-// Distances, and lists of the items that are near; a part of kernel_set.h.
+// Distances; a part of kernel_set.h.
 
 namespace agmh::AGMH_ISA {
 namespace {
@@ -28,67 +28,158 @@ AGMH_INLINE int16_t wide_distance(const uint8_t* query, const uint8_t* row, int 
 }
 
 #ifdef AGMH_TERNARY
+// Rows of words at a time: the counts of words that share a lane are packed into it, 16 bits each, before anything is
+// added across lanes or stored.
+constexpr int kRows = 32;
+
+// 16-bit indices of a vector: result[i] = place(i).
+template <class Place>
+constexpr std::array<uint16_t, 32> order_of(Place place) {
+  std::array<uint16_t, 32> order{};
+  for (int i = 0; i < 32; ++i) order[static_cast<size_t>(i)] = static_cast<uint16_t>(place(i));
+  return order;
+}
+
 AGMH_INLINE __m512i ones_between(const uint8_t* row, const __m512i& query) {
   return _mm512_popcnt_epi64(_mm512_loadu_si512(row) ^ query);
 }
+// `packed` a quarter of a lane down, `counts` above it.
+AGMH_INLINE __m512i pack(const __m512i& packed, const __m512i& counts) {
+#ifdef AGMH_COMPRESS
+  return _mm512_shrdi_epi64(packed, counts, 16);
+#else
+  return _mm512_srli_epi64(packed, 16) | _mm512_slli_epi64(counts, 48);
+#endif
+}
+// Counts of four vectors: number i in the i-th quarter of each lane.
+AGMH_INLINE __m512i four_counts(const uint8_t* rows, const __m512i& query) {
+  __m512i packed = _mm512_setzero_si512();
+  for (int i = 0; i < 4; ++i) packed = pack(packed, ones_between(rows + 64 * i, query));
+  return packed;
+}
 // Of each vector the sums of neighbouring lanes, those of `b` between those of `a`.
 AGMH_INLINE __m512i add_neighbours(const __m512i& a, const __m512i& b) {
-  return _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  return _mm512_add_epi16(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 // The same of neighbouring pairs of lanes, those of `b` after those of `a`.
 AGMH_INLINE __m512i add_neighbouring_pairs(const __m512i& a, const __m512i& b) {
-  return _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
-}
-AGMH_INLINE void store_eight(int16_t* out, const __m512i& distances) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi64_epi16(distances));
+  return _mm512_add_epi16(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
 }
 
-// Eight rows at a time, whose words are counted where they lie and then added across lanes.
-void two_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
-  const __m512i q = _mm512_broadcast_i64x2(_mm_loadu_si128(reinterpret_cast<const __m128i*>(query)));
-  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+void half_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
+  alignas(64) static constexpr auto kOrder = order_of([](int row) { return row % 16 * 2 + row / 16; });
+  const __m512i q = _mm512_set1_epi32(load<int32_t>(query)), order = _mm512_load_si512(kOrder.data());
   int i = 0;
-  for (; i + 8 <= count; i += 8, rows += 128) {
-    const __m512i sums = add_neighbours(ones_between(rows, q), ones_between(rows + 64, q));
-    store_eight(out + i, _mm512_permutexvar_epi64(order, sums));
+  for (; i + kRows <= count; i += kRows, rows += 128) {
+    const __m512i low = _mm512_popcnt_epi32(_mm512_loadu_si512(rows) ^ q);
+    const __m512i high = _mm512_popcnt_epi32(_mm512_loadu_si512(rows + 64) ^ q);
+    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(order, low | _mm512_slli_epi32(high, 16)));
   }
+  one_word<uint32_t>(query, rows, count - i, 1, out + i);
+}
+
+void single_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
+  alignas(64) static constexpr auto kOrder = order_of([](int row) { return row % 8 * 4 + row / 8; });
+  const __m512i q = _mm512_set1_epi64(load<int64_t>(query)), order = _mm512_load_si512(kOrder.data());
+  int i = 0;
+  for (; i + kRows <= count; i += kRows, rows += 256)
+    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(order, four_counts(rows, q)));
+  one_word<uint64_t>(query, rows, count - i, 1, out + i);
+}
+
+void two_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
+  alignas(64) static constexpr auto kOrder = order_of([](int row) { return row % 4 * 8 + row / 16 * 4 + row / 4 % 4; });
+  const __m512i q = _mm512_broadcast_i64x2(_mm_loadu_si128(reinterpret_cast<const __m128i*>(query)));
+  const __m512i order = _mm512_load_si512(kOrder.data());
+  int i = 0;
+  for (; i + kRows <= count; i += kRows, rows += 512)
+    _mm512_storeu_si512(
+        out + i, _mm512_permutexvar_epi16(order, add_neighbours(four_counts(rows, q), four_counts(rows + 256, q))));
   for (; i < count; ++i, rows += 16) out[i] = wide_distance(query, rows, 2);
 }
 
 void four_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
+  alignas(64) static constexpr auto kOrder =
+      order_of([](int row) { return row / 16 * 16 + row % 2 * 8 + row / 8 % 2 * 4 + row / 2 % 4; });
   const __m512i q = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(query)));
-  const __m512i order = _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7);
+  const __m512i order = _mm512_load_si512(kOrder.data());
   int i = 0;
-  for (; i + 8 <= count; i += 8, rows += 256) {
-    const __m512i low = add_neighbours(ones_between(rows, q), ones_between(rows + 64, q));
-    const __m512i high = add_neighbours(ones_between(rows + 128, q), ones_between(rows + 192, q));
-    store_eight(out + i, _mm512_permutexvar_epi64(order, add_neighbouring_pairs(low, high)));
+  for (; i + kRows <= count; i += kRows, rows += 1024) {
+    const __m512i low = add_neighbours(four_counts(rows, q), four_counts(rows + 256, q));
+    const __m512i high = add_neighbours(four_counts(rows + 512, q), four_counts(rows + 768, q));
+    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(order, add_neighbouring_pairs(low, high)));
   }
   for (; i < count; ++i, rows += 32) out[i] = wide_distance(query, rows, 4);
 }
 
-void many_words(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out) {
-  const int64_t bytes = 8 * int64_t{words};
-  int i = 0;
-  for (; i + 8 <= count; i += 8, rows += 8 * bytes) {
-    __m512i sum[8];
-    for (__m512i& x : sum) x = _mm512_setzero_si512();
-    for (int w = 0; w < words; w += 8) {
-      const auto there = static_cast<__mmask8>(words - w >= 8 ? 0xff : (1 << (words - w)) - 1);
-      const __m512i q = _mm512_maskz_loadu_epi64(there, query + 8 * w);
-      for (int r = 0; r < 8; ++r) {
-        const __m512i x = _mm512_maskz_loadu_epi64(there, rows + r * bytes + 8 * w);
-        sum[r] = _mm512_add_epi64(sum[r], _mm512_popcnt_epi64(x ^ q));
-      }
-    }
-    __m512i pairs[4];
-    for (int r = 0; r < 4; ++r) pairs[r] = add_neighbours(sum[2 * r], sum[2 * r + 1]);
-    store_eight(out + i, add_neighbouring_pairs(add_neighbouring_pairs(pairs[0], pairs[1]),
-                                                add_neighbouring_pairs(pairs[2], pairs[3])));
+// Rows of any number of words, by whole vectors and, with Rest, some words more. A row's counts are added in eight
+// lanes; `Vectors` of -1 are as many as there are.
+template <int Vectors, bool Rest>
+struct WideRows {
+  const uint8_t* query;
+  int words;
+  __mmask8 rest;
+
+  AGMH_INLINE __m512i ones(const uint8_t* row) const {
+    const int vectors = Vectors < 0 ? words / 8 : Vectors;
+    __m512i sum = _mm512_setzero_si512();
+    for (int v = 0; v < vectors; ++v) sum += ones_between(row + 64 * v, _mm512_loadu_si512(query + 64 * v));
+    if constexpr (Rest)
+      sum += _mm512_popcnt_epi64(_mm512_maskz_loadu_epi64(rest, row + 64 * vectors) ^
+                                 _mm512_maskz_loadu_epi64(rest, query + 64 * vectors));
+    return sum;
   }
-  for (; i < count; ++i, rows += bytes) out[i] = wide_distance(query, rows, words);
+  AGMH_INLINE const uint8_t* row(const uint8_t* rows, int index) const { return rows + index * 8 * int64_t{words}; }
+  AGMH_INLINE __m512i four(const uint8_t* rows) const {
+    __m512i packed = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) packed = pack(packed, ones(row(rows, i)));
+    return packed;
+  }
+  AGMH_INLINE __m512i eight(const uint8_t* rows) const { return add_neighbours(four(rows), four(row(rows, 4))); }
+  AGMH_INLINE __m512i sixteen(const uint8_t* rows) const {
+    return add_neighbouring_pairs(eight(rows), eight(row(rows, 8)));
+  }
+  void distances(const uint8_t* rows, int count, int16_t* out) const {
+    int i = 0;
+    for (; i + kRows <= count; i += kRows, rows = row(rows, kRows))
+      _mm512_storeu_si512(out + i, add_neighbouring_pairs(sixteen(rows), sixteen(row(rows, 16))));
+    for (; i < count; ++i, rows = row(rows, 1)) out[i] = wide_distance(query, rows, words);
+  }
+};
+
+template <bool Rest>
+AGMH_INLINE void wide_rows(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out) {
+  const auto rest = static_cast<__mmask8>((1 << words % 8) - 1);
+  switch (words / 8) {
+    case 0:
+      return WideRows<0, Rest>{query, words, rest}.distances(rows, count, out);
+    case 1:
+      return WideRows<1, Rest>{query, words, rest}.distances(rows, count, out);
+    case 2:
+      return WideRows<2, Rest>{query, words, rest}.distances(rows, count, out);
+    case 4:
+      return WideRows<4, Rest>{query, words, rest}.distances(rows, count, out);
+    default:
+      return WideRows<-1, Rest>{query, words, rest}.distances(rows, count, out);
+  }
+}
+
+void many_words(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out) {
+  if (words % 8 == 0)
+    wide_rows<false>(query, rows, count, words, out);
+  else
+    wide_rows<true>(query, rows, count, words, out);
 }
 #else
+void half_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
+  one_word<uint32_t>(query, rows, count, 0, out);
+}
+
+void single_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
+  one_word<uint64_t>(query, rows, count, 1, out);
+}
+
 template <int Words>
 void few_words(const uint8_t* query, const uint8_t* rows, int count, int, int16_t* out) {
   uint64_t q[Words];
@@ -113,6 +204,23 @@ void many_words(const uint8_t* query, const uint8_t* rows, int count, int words,
 }
 #endif
 
+DistanceKernel distances(int row_bytes) {
+  switch (row_bytes) {
+    case 2:
+      return one_word<uint16_t>;
+    case 4:
+      return half_words;
+    case 8:
+      return single_words;
+    case 16:
+      return two_words;
+    case 32:
+      return four_words;
+    default:
+      return many_words;
+  }
+}
+
 template <class Word>
 AGMH_INLINE void one_word_at(const uint8_t* query, const uint8_t* rows, const uint16_t* index, int count,
                              int16_t* out) {
@@ -135,68 +243,6 @@ void distances_at(const uint8_t* query, const uint8_t* rows, int row_bytes, cons
         out[i] = wide_distance(query, rows + static_cast<int64_t>(index[i]) * row_bytes, row_bytes / 8);
   }
 }
-
-// Distances looked at together: most groups have none within the limit.
-constexpr int kGroup = 32;
-
-#ifdef AGMH_COMPRESS
-int set_bits(uint64_t word, int first, uint16_t* index) {
-  alignas(64) static constexpr auto kOrder = [] {
-    std::array<uint8_t, 64> order{};
-    for (size_t i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>(i);
-    return order;
-  }();
-  const __m512i places = _mm512_maskz_compress_epi8(word, _mm512_load_si512(kOrder.data()));
-  const __m512i base = _mm512_set1_epi16(static_cast<int16_t>(first));
-  const int found = std::popcount(word);
-  _mm512_storeu_si512(index, _mm512_add_epi16(base, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(places))));
-  if (found > 32)
-    _mm512_storeu_si512(index + 32, _mm512_add_epi16(base, _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(places, 1))));
-  return found;
-}
-#else
-int set_bits(uint64_t word, int first, uint16_t* index) {
-  int found = 0;
-  for (; word != 0; word &= word - 1) index[found++] = static_cast<uint16_t>(first + std::countr_zero(word));
-  return found;
-}
-#endif
-
-#ifdef AGMH_TERNARY
-int within(const int16_t* distances, int count, int16_t limit, uint16_t* index) {
-  const __m512i most = _mm512_set1_epi16(limit);
-  int found = 0;
-  for (int first = 0; first < count; first += 2 * kGroup) {
-    const int left = count - first;
-    const uint32_t low = left >= kGroup ? ~uint32_t{0} : (uint32_t{1} << left) - 1;
-    const uint32_t high = left >= 2 * kGroup ? ~uint32_t{0} : left > kGroup ? (uint32_t{1} << (left - kGroup)) - 1 : 0;
-    uint64_t hits = _mm512_mask_cmple_epi16_mask(low, _mm512_maskz_loadu_epi16(low, distances + first), most);
-    hits |=
-        uint64_t{_mm512_mask_cmple_epi16_mask(high, _mm512_maskz_loadu_epi16(high, distances + first + kGroup), most)}
-        << kGroup;
-    if (hits != 0) found += set_bits(hits, first, index + found);
-  }
-  return found;
-}
-#else
-int within(const int16_t* distances, int count, int16_t limit, uint16_t* index) {
-  int found = 0, first = 0;
-  for (; first + kGroup <= count; first += kGroup) {
-    int16_t least = distances[first];
-    for (int i = 1; i < kGroup; ++i) least = least < distances[first + i] ? least : distances[first + i];
-    if (least > limit) continue;
-    for (int i = first; i < first + kGroup; ++i) {
-      index[found] = static_cast<uint16_t>(i);
-      found += distances[i] <= limit;
-    }
-  }
-  for (int i = first; i < count; ++i) {
-    index[found] = static_cast<uint16_t>(i);
-    found += distances[i] <= limit;
-  }
-  return found;
-}
-#endif
 
 }  // namespace
 }  // namespace agmh::AGMH_ISA

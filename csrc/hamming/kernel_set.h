@@ -10,6 +10,10 @@
 #endif
 
 #include "hamming/kernel_distances.h"
+
+// These call it.
+#include "hamming/kernel_bytes.h"
+#include "hamming/kernel_near.h"
 #include "hamming/kernel_planes.h"
 #include "hamming/kernel_tally.h"
 
@@ -25,13 +29,10 @@ bool runs_here() { return AGMH_RUNS_HERE; }
 
 const KernelSet kSet{.name = AGMH_TEXT(AGMH_ISA),
                      .runs_here = runs_here,
-                     .bytes2 = one_word<uint16_t>,
-                     .bytes4 = one_word<uint32_t>,
-                     .words1 = one_word<uint64_t>,
-                     .words2 = two_words,
-                     .words4 = four_words,
-                     .words = many_words,
+                     .distances = distances,
+                     .distance_bytes = distance_bytes,
                      .within = within,
+                     .near = near,
                      .set_bits = set_bits,
                      .distances_at = distances_at,
                      .planes = {build, count, tally, equals_before, AGMH_PLANE_QUERIES}};

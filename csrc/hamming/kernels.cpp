@@ -36,23 +36,6 @@ std::atomic<const KernelSet*>& current() {
 
 }  // namespace
 
-DistanceKernel KernelSet::distances(int row_bytes) const {
-  switch (row_bytes) {
-    case 2:
-      return bytes2;
-    case 4:
-      return bytes4;
-    case 8:
-      return words1;
-    case 16:
-      return words2;
-    case 32:
-      return words4;
-    default:
-      return words;
-  }
-}
-
 const KernelSet& kernels() { return *current().load(std::memory_order_relaxed); }
 
 std::vector<std::string> available_isas() {

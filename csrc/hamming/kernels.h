@@ -13,24 +13,31 @@ namespace agmh {
 // 64-bit words of a row (unused where a row has fewer than 8 bytes).
 using DistanceKernel = void (*)(const uint8_t* query, const uint8_t* rows, int count, int words, int16_t* out);
 
-// What functions that write a list of indices may write beyond its end.
+// Rows that are compared at a time, at most.
+inline constexpr int kMaxTile = 1024;
+
+// What functions that write a list of indices, or of distances beside it, may write beyond its end.
 inline constexpr int kIndexSlack = 64;
 
 struct KernelSet {
   const char* name;
   bool (*runs_here)();
-  DistanceKernel bytes2, bytes4, words1, words2, words4, words;
+  // The kernel for padded rows of `row_bytes` bytes.
+  DistanceKernel (*distances)(int row_bytes);
+  // out[i] = the same for rows of up to 255 bits. count <= kMaxTile.
+  void (*distance_bytes)(const uint8_t* query, const uint8_t* rows, int count, int row_bytes, uint8_t* out);
   // The ascending i < count with distances[i] <= limit; returns how many there are.
   int (*within)(const int16_t* distances, int count, int16_t limit, uint16_t* index);
+  // The ascending i < count whose rows differ from `query` in no more than `limit` bits, and in how many they do;
+  // returns how many there are. count <= kMaxTile.
+  int (*near)(const uint8_t* query, const uint8_t* rows, int count, int row_bytes, int16_t limit, uint16_t* index,
+              int16_t* distances);
   // `first` plus the place of every bit that is set in `word`, ascending; returns how many are.
   int (*set_bits)(uint64_t word, int first, uint16_t* index);
   // out[i] = distance of `query` to row index[i].
   void (*distances_at)(const uint8_t* query, const uint8_t* rows, int row_bytes, const uint16_t* index, int count,
                        int16_t* out);
   PlaneKernels planes;
-
-  // The kernel for padded rows of `row_bytes` bytes.
-  DistanceKernel distances(int row_bytes) const;
 };
 
 // The set in use: the fastest that this processor runs, or the one that the environment variable AGMH_FAST_ISA names

@@ -27,7 +27,7 @@
 #define AGMH_RUNS_HERE                                                                                             \
   __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && \
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("bmi")
-#define AGMH_PLANE_QUERIES 160, 72
+#define AGMH_PLANE_QUERIES 88, 56, 72
 #include "hamming/kernel_set.h"
 
 #if defined(__clang__)

@@ -30,7 +30,7 @@
 #define AGMH_RUNS_HERE                                                                                          \
   avx512::kSet.runs_here() && __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vbmi") && \
       __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("gfni")
-#define AGMH_PLANE_QUERIES 32, 24
+#define AGMH_PLANE_QUERIES 56, 28, 56
 #include "hamming/kernel_set.h"
 
 #if defined(__clang__)

@@ -22,7 +22,7 @@
 #define AGMH_ISA popcnt
 #define AGMH_VECTOR_BYTES 16
 #define AGMH_RUNS_HERE __builtin_cpu_supports("popcnt") != 0
-#define AGMH_PLANE_QUERIES 40, 32
+#define AGMH_PLANE_QUERIES 40, 40, 32
 #include "hamming/kernel_set.h"
 
 #if defined(__clang__)

@@ -61,10 +61,10 @@ struct PlaneKernels {
   void (*count)(const PlanePlan& plan, const PlaneCount& task);
   void (*tally)(const Tally& task);
   Equals (*equals_before)(const Tally& task, int item);
-  int64_t queries, wide_queries;  // for rows of one word and of more
+  // Queries from which on this is faster than distances one by one: up to 32, up to 256 and more bits.
+  int64_t short_queries, queries, wide_queries;
 
-  // Queries from which on this is faster than distances one by one.
-  int64_t enough_queries(int bits) const { return bits <= 64 ? queries : wide_queries; }
+  int64_t enough_queries(int bits) const { return bits <= 32 ? short_queries : bits <= 256 ? queries : wide_queries; }
 };
 
 // The bits that the triples of a chunk are made of: positions in a padded row, read as little-endian words, or -1.

@@ -55,7 +55,7 @@ Plan make_hits_plan(const Task& task, int64_t max_block) {
 }
 
 TileReader::TileReader(const Task& task, Range queries, int items)
-    : task_(task), row_bytes_(padded_bytes(task.bits)), first_query_(queries.begin) {
+    : task_(task), items_(items), row_bytes_(padded_bytes(task.bits)), first_query_(queries.begin) {
   queries_.resize(static_cast<size_t>(queries.size() * row_bytes_));
   for (int64_t q = queries.begin; q < queries.end; ++q)
     copy_padded(task.queries, q, row_bytes_, queries_.data() + (q - queries.begin) * row_bytes_);

@@ -20,7 +20,6 @@ struct Range {
 
 // The distance of a masked item: above any threshold.
 inline constexpr int16_t kExcluded = std::numeric_limits<int16_t>::max();
-inline constexpr int kMaxTile = 1024;
 
 // Items a tile: half an L1 cache of codes, at most kMaxTile.
 constexpr int tile_items(int row_bytes) { return std::clamp(16384 / row_bytes, 32, kMaxTile); }
@@ -52,35 +51,58 @@ class TileReader {
   TileReader(const Task& task, Range queries, int items);
   const uint8_t* query(int64_t query) const { return queries_.data() + (query - first_query_) * row_bytes_; }
   const uint8_t* tile(int64_t first, int count);
+  // Where the rows from `first` on lie, if a whole tile of them lies there before `end`; else null.
+  const uint8_t* ahead(int64_t first, int64_t end) const {
+    return tile_.empty() && first + items_ <= end ? task_.items.row(first) : nullptr;
+  }
 
  private:
   const Task& task_;
+  int items_;
   int row_bytes_;
   int64_t first_query_;
   std::vector<uint8_t> queries_;
   std::vector<uint8_t> tile_;
 };
 
-// Calls epilogue(query, first, distances, count) for each tile of `items` and each query, tiles in ascending order:
-// distances[i] belongs to position first + i and is kExcluded where the mask leaves that item out.
-template <class Epilogue>
-void scan_tiles(const Task& task, Range queries, Range items, Epilogue&& epilogue) {
-  const int row_bytes = padded_bytes(task.bits), words = row_bytes / 8, step = tile_items(row_bytes);
-  const DistanceKernel kernel = kernels().distances(row_bytes);
+// Calls visit(query, code, first, rows, count) for each tile of `items` and each query, tiles in ascending order:
+// `rows` are the `count` padded rows from position `first` on, `code` is the query's. Masks are the caller's business.
+template <class Visit>
+void scan_rows(const Task& task, Range queries, Range items, const Visit& visit) {
+  const int row_bytes = padded_bytes(task.bits), step = tile_items(row_bytes);
   TileReader reader(task, queries, step);
-  alignas(64) int16_t distances[kMaxTile];
+  // Each query's share of the next tile's bytes: fetched from memory while this tile is worked on.
+  const int64_t share = (int64_t{step} * row_bytes + queries.size() - 1) / queries.size();
   for (int64_t first = items.begin; first < items.end; first += step) {
     const int count = static_cast<int>(std::min<int64_t>(step, items.end - first));
     const uint8_t* tile = reader.tile(first, count);
+    const uint8_t* next = reader.ahead(first + step, items.end);
     for (int64_t query = queries.begin; query < queries.end; ++query) {
-      kernel(reader.query(query), tile, count, words, distances);
-      if (task.mask != nullptr) {
-        const uint8_t* mask = task.mask + query * task.mask_stride + first;
-        for (int i = 0; i < count; ++i) distances[i] = mask[i] != 0 ? distances[i] : kExcluded;
+      if (next != nullptr) {
+        for (int64_t byte = 0; byte < share; byte += 64) __builtin_prefetch(next + byte);
+        next += share;
       }
-      epilogue(query, first, static_cast<const int16_t*>(distances), count);
+      visit(query, reader.query(query), first, tile, count);
     }
   }
+}
+
+// Calls epilogue(query, first, distances, count) likewise: distances[i] belongs to position first + i and is kExcluded
+// where the mask leaves that item out.
+template <class Epilogue>
+void scan_tiles(const Task& task, Range queries, Range items, const Epilogue& epilogue) {
+  const int row_bytes = padded_bytes(task.bits);
+  const DistanceKernel kernel = kernels().distances(row_bytes);
+  alignas(64) int16_t distances[kMaxTile];
+  scan_rows(task, queries, items,
+            [&](int64_t query, const uint8_t* code, int64_t first, const uint8_t* rows, int count) {
+              kernel(code, rows, count, row_bytes / 8, distances);
+              if (task.mask != nullptr) {
+                const uint8_t* mask = task.mask + query * task.mask_stride + first;
+                for (int i = 0; i < count; ++i) distances[i] = mask[i] != 0 ? distances[i] : kExcluded;
+              }
+              epilogue(query, first, static_cast<const int16_t*>(distances), count);
+            });
 }
 
 }  // namespace agmh
