@@ -1,7 +1,8 @@
 // All kernels, as a template of the instruction set: included once by each kernels_*.cpp, inside a region that tells
 // the compiler what it may use. AGMH_ISA names the set, AGMH_VECTOR_BYTES is its vector, AGMH_TERNARY says that it has
-// AVX-512's three-operand logic, AGMH_COMPRESS that it has VBMI2's compression and GFNI, AGMH_RUNS_HERE when it runs.
-// The including file has included every header that is used here, so that none is compiled inside that region.
+// AVX-512's three-operand logic and popcounts, AGMH_NEON that it has NEON, AGMH_COMPRESS that it has VBMI2's
+// compression and GFNI, AGMH_RUNS_HERE when it runs. The including file has included every header that is used here, so
+// that none is compiled inside that region.
 
 #if defined(__GNUC__)
 #define AGMH_INLINE inline __attribute__((always_inline))
@@ -9,9 +10,19 @@
 #define AGMH_INLINE inline
 #endif
 
+#include "hamming/kernel_words.h"
+
+#if defined(AGMH_TERNARY)
+#include "hamming/kernel_distances_avx512.h"
+#elif defined(AGMH_NEON)
+#include "hamming/kernel_distances_neon.h"
+#else
+#include "hamming/kernel_distances_generic.h"
+#endif
+
 #include "hamming/kernel_distances.h"
 
-// These call it.
+// These call them.
 #include "hamming/kernel_bytes.h"
 #include "hamming/kernel_near.h"
 #include "hamming/kernel_planes.h"

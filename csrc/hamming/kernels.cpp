@@ -14,6 +14,9 @@ constexpr std::array kSets{
 #ifdef AGMH_X86_SETS
     &popcnt::kSet,  &avx2::kSet, &avx512::kSet, &avx512vbmi2::kSet,
 #endif
+#ifdef AGMH_ARM_SETS
+    &neon::kSet,
+#endif
 };
 
 const KernelSet* find(const std::string& name) {

@@ -56,7 +56,12 @@ void use_isa(const std::string& name);
 namespace generic {
 extern const KernelSet kSet;
 }
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#define AGMH_ARM_SETS
+namespace neon {
+extern const KernelSet kSet;
+}
+#elif defined(__x86_64__) && defined(__GNUC__)
 #define AGMH_X86_SETS
 namespace popcnt {
 extern const KernelSet kSet;

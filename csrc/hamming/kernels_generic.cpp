@@ -1,4 +1,4 @@
-// What every processor runs; on Arm that includes NEON.
+// What every processor runs.
 #include <array>
 #include <bit>
 #include <cstdint>

@@ -302,6 +302,7 @@ int main(int argc, char**) {
   if (all) check_scratch();
   check_concurrency();
   if (all) check_shortage();
+  for (const std::string& isa : agmh::available_isas()) std::printf("%s ", isa.c_str());
   std::printf("all as expected\n");
   return 0;
 }

@@ -18,11 +18,17 @@ ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread", "-Wno-error")  # GCC warns that it does not follow fences
 
 
-def build_program(folder: Path, pattern: str, *checks: str, sanitizers: Sequence[str] = ADDRESS) -> Path:
+def build_program(
+    folder: Path,
+    pattern: str,
+    *checks: str,
+    sanitizers: Sequence[str] = ADDRESS,
+    compiler: Sequence[str] = COMPILER,
+) -> Path:
     """The program of the sources that match `pattern` and of `checks`, files beside this one; objects that lie in
     `folder` already are taken. Skips without sources or compiler, and builds without sanitizers where there are none.
     """
-    if not (ROOT / "csrc").is_dir() or shutil.which(COMPILER[0]) is None:
+    if not (ROOT / "csrc").is_dir() or shutil.which(compiler[0]) is None:
         pytest.skip("needs the sources and a C++ compiler")
     flags = FLAGS + (list(sanitizers) if links(folder, sanitizers) else [])
     sources = [*sorted(ROOT.glob(pattern)), *(Path(__file__).with_name(check) for check in checks)]
@@ -30,12 +36,12 @@ def build_program(folder: Path, pattern: str, *checks: str, sanitizers: Sequence
 
     def build(source: Path, target: Path) -> None:
         if not target.exists():
-            subprocess.run([*COMPILER, *flags, "-c", source, "-o", target], check=True)
+            subprocess.run([*compiler, *flags, "-c", source, "-o", target], check=True)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(build, sources, objects))
     program = folder / Path(checks[0]).stem
-    subprocess.run([*COMPILER, *flags, *objects, "-o", program, "-pthread"], check=True)
+    subprocess.run([*compiler, *flags, *objects, "-o", program, "-pthread"], check=True)
     return program
 
 

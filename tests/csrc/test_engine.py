@@ -31,6 +31,23 @@ def test_engine_equals_brute_force_under_sanitizers(folder):
     assert "all as expected" in _run(program)
 
 
+def test_engine_equals_brute_force_on_an_emulated_arm_processor(tmp_path):
+    compiler, emulator = "aarch64-linux-gnu-g++", shutil.which("qemu-aarch64")
+    if shutil.which(compiler) is None or emulator is None:
+        pytest.skip("needs a compiler and an emulator for Arm (Debian: g++-aarch64-linux-gnu, qemu-user)")
+    program = build_program(
+        tmp_path,
+        "csrc/hamming/*.cpp",
+        "engine_check.cpp",
+        "index_check.cpp",
+        sanitizers=(),
+        compiler=(compiler, "-static"),
+    )
+    said = _run(emulator, program)
+    assert "all as expected" in said
+    assert "neon" in said
+
+
 def test_random_lives_of_an_index(folder):
     program = build_program(folder, "csrc/hamming/*.cpp", "fuzz_index.cpp", "fuzz_driver.cpp")
     said = _run(program, f"-max_total_time={SECONDS}", f"-seed={SEED}", timeout=300 + float(SECONDS))
