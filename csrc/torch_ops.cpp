@@ -134,18 +134,39 @@ Tensor histogram_cpu(const Tensor& q, const Tensor& x, int64_t bits, const std::
   return out;
 }
 
-std::tuple<Tensor, Tensor> stable_ranking_cpu(const Tensor& q, const Tensor& x, int64_t bits, const Tensor& labels_q,
-                                              const Tensor& labels_x, int64_t depth, std::vector<int64_t> cutoffs,
-                                              int64_t threads) {
+std::tuple<Tensor, Tensor, Tensor> stable_ranking_cpu(const Tensor& q, const Tensor& x, int64_t bits,
+                                                      const Tensor& labels_q, const Tensor& labels_x, int64_t depth,
+                                                      std::vector<int64_t> cutoffs, int64_t threads) {
   const Search search(q, x, bits, threads);
   const RelevanceLabels labels(labels_q, labels_x, search);
   STD_TORCH_CHECK(std::is_sorted(cutoffs.begin(), cutoffs.end()), "cutoffs must be ascending");
   const Tensor precision_sum = torch::stable::new_empty(q, {q.size(0)}, ScalarType::Double);
   const Tensor relevant =
       torch::stable::new_empty(q, {q.size(0), static_cast<int64_t>(cutoffs.size())}, ScalarType::Long);
-  agmh::stable_ranking(search.task, labels.labels, depth, cutoffs, data<double>(precision_sum),
-                       data<int64_t>(relevant));
-  return {precision_sum, relevant};
+  const Tensor counts = torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long);
+  agmh::stable_ranking(search.task, labels.labels, depth, cutoffs, data<double>(precision_sum), data<int64_t>(relevant),
+                       data<int64_t>(counts));
+  return {precision_sum, relevant, counts};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> tie_scores_cpu(const Tensor& counts, int64_t rule,
+                                                          std::vector<int64_t> cutoffs, int64_t threads) {
+  STD_TORCH_CHECK(
+      counts.scalar_type() == ScalarType::Long && counts.dim() == 3 && counts.size(2) == 2 && counts.is_contiguous(),
+      "counts must be a contiguous int64 tensor, (queries, bins, 2)");
+  STD_TORCH_CHECK(std::is_sorted(cutoffs.begin(), cutoffs.end()), "cutoffs must be ascending");
+  STD_TORCH_CHECK(rule >= 0 && rule <= 3 && (rule < 3 || cutoffs.empty()),
+                  "rule must be 0, 1, 2, or 3 without cutoffs, got ", rule);
+  const int64_t queries = counts.size(0), bins = counts.size(1);
+  const auto make = [&](std::initializer_list<int64_t> sizes) {
+    return torch::stable::new_empty(counts, sizes, ScalarType::Double);
+  };
+  const Tensor sums = make({queries}), hits = make({queries, static_cast<int64_t>(cutoffs.size())}),
+               relevant = make({queries}), curves = make({2, bins});
+  agmh::tie_scores(data<int64_t>(counts), queries, bins, static_cast<agmh::TieRule>(rule), cutoffs,
+                   agmh::threads_within_reason(threads), data<double>(sums), data<double>(hits), data<double>(relevant),
+                   data<double>(curves));
+  return {sums, hits, relevant, curves};
 }
 
 #ifdef AGMH_FAST_CUDA
@@ -188,7 +209,8 @@ STABLE_TORCH_LIBRARY(agmh_fast, library) {
   library.def(
       "hamming_stable_ranking(Tensor q, Tensor x, int bits, Tensor labels_q, Tensor labels_x, int depth, int[] "
       "cutoffs, "
-      "int threads) -> (Tensor, Tensor)");
+      "int threads) -> (Tensor, Tensor, Tensor)");
+  library.def("tie_scores(Tensor counts, int rule, int[] cutoffs, int threads) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CPU, library) {
@@ -197,6 +219,7 @@ STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CPU, library) {
   library.impl("hamming_range", TORCH_BOX(&range_cpu));
   library.impl("hamming_histogram", TORCH_BOX(&histogram_cpu));
   library.impl("hamming_stable_ranking", TORCH_BOX(&stable_ranking_cpu));
+  library.impl("tie_scores", TORCH_BOX(&tie_scores_cpu));
 }
 
 #ifdef AGMH_FAST_CUDA

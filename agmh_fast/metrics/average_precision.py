@@ -36,14 +36,14 @@ def average_precision(groups: TieGroups, ties: str, k: int | None = None, normal
     "attainable" (by min(R, k)); without a k that is below N both divide by all R relevant items.
     """
     total = groups.relevant_end[:, -1]
-    sums = _precision_sum(groups, ties)
+    sums = precision_sum(groups, ties)
     if k is None or k >= groups.end[0, -1]:
         return sums.sum(1) / total.clamp(min=1)
     cut = groups.holding(k)
     places = k - cut.before
     earlier = sums.where(groups.end < k, 0).sum(1)
     if normalise == "attainable":
-        return (earlier + _precision_sum(cut, ties, places)) / total.clamp(1, k)
+        return (earlier + precision_sum(cut, ties, places)) / total.clamp(1, k)
     at_cut = {"expected": _expected_at_cut, "optimistic": _best_at_cut, "pessimistic": _worst_at_cut}[ties]
     return at_cut(cut, places, earlier)
 
@@ -66,7 +66,7 @@ def _series(x: Tensor) -> Tensor:
     return u * (1 / 24 - u * (7 / 960 - u * (31 / 8064)))
 
 
-def _precision_sum(groups: TieGroups, ties: str, places: Tensor | None = None) -> Tensor:
+def precision_sum(groups: TieGroups, ties: str, places: Tensor | None = None) -> Tensor:
     """Sum of the precisions at each group's relevant items, within its first `places` places (None: all of them)."""
     places = groups.size if places is None else places
     if ties == "expected":

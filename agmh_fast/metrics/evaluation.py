@@ -14,9 +14,11 @@ from agmh_fast import functional
 from agmh_fast.errors import require, require_int
 from agmh_fast.metrics.average_precision import average_precision
 from agmh_fast.metrics.result import NORMALISATIONS, TIE_RULES, PrecisionRecallCurve, RetrievalMetrics
-from agmh_fast.metrics.tie_groups import TieGroups, hits_at
+from agmh_fast.metrics.tie_groups import TieGroups
+from agmh_fast.metrics.tie_scores import tie_scores
 from agmh_fast.ops.arrays import array_to_tensor
 from agmh_fast.ops.codes import check_bits, check_codes
+from agmh_fast.ops.hamming import hamming_ranked_histogram
 
 # Scratch does not grow with Q or N: histograms of so many counts are made at a time, and closed forms work on parts of
 # them that stay in cache and are too small for torch to hand to a second thread.
@@ -117,37 +119,40 @@ def _split(count: int, elements: int, bits: int) -> list[slice]:
 
 def _score(options: _Options, queries: Tensor, database: Tensor, labels_q: Tensor, labels_x: Tensor) -> _Scores:
     """Scores of some queries: (rows, bytes) codes and their labels."""
-    histogram = functional.hamming_histogram(queries, database, bits=options.bits, labels_q=labels_q, labels_x=labels_x)
     places = [min(cutoff, len(database)) for cutoff in options.cutoffs]
-    ranked = _ranked(options, queries, database, labels_q, labels_x, places) if options.ties == "stable" else None
-    parts = []
-    for rows in _split(len(histogram), _CLOSED_FORM_ELEMENTS, options.bits):
-        groups = TieGroups.from_histogram(histogram[rows])
-        if ranked is None:
-            per_query = average_precision(groups, options.ties, options.k, options.normalise)
-            hits = hits_at(groups, places, options.ties)
-        else:
-            per_query, hits = ranked[0][rows], ranked[1][rows]
-        relevant = groups.relevant_end[:, -1]
-        precision = (groups.relevant_end / groups.end.clamp(min=1)).sum(0)
-        recall = (groups.relevant_end / relevant.clamp(min=1)[:, None]).sum(0)
-        parts.append(_Scores(per_query, hits, relevant, precision, recall))
-    return _Scores.join(parts)
+    if options.ties == "stable":
+        per_query, hits, histogram = _ranked(options, queries, database, labels_q, labels_x, places)
+        _, _, relevant, curves = tie_scores(histogram, options.ties, [])
+    else:
+        histogram = functional.hamming_histogram(queries, database, labels_q, labels_x, bits=options.bits)
+        sums, hits, relevant, curves = tie_scores(histogram, options.ties, places)
+        cut = options.k is not None and options.k < len(database)
+        per_query = _cut(options, histogram) if cut else sums / relevant.clamp(min=1)
+    return _Scores(per_query, hits, relevant, curves[0], curves[1])
+
+
+def _cut(options: _Options, histogram: Tensor) -> Tensor:
+    """AP@k (rows,) in closed form, for a k that cuts the ranking."""
+    parts = [
+        average_precision(TieGroups.from_histogram(histogram[rows]), options.ties, options.k, options.normalise)
+        for rows in _split(len(histogram), _CLOSED_FORM_ELEMENTS, options.bits)
+    ]
+    return torch.cat(parts)
 
 
 def _ranked(
     options: _Options, queries: Tensor, database: Tensor, labels_q: Tensor, labels_x: Tensor, places: list[int]
-) -> tuple[Tensor, Tensor]:
-    """AP@k (rows,) and hits within each of `places` (rows, places), ranked by (distance, database position)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """AP@k (rows,), hits within each of `places` (rows, places) and histogram, ranked by (distance, position)."""
     count = len(database)
     k = count if options.k is None else min(options.k, count)
     cutoffs = sorted({*places, k, count})
-    sums, hits = functional.hamming_stable_ranking(
+    sums, hits, histogram = hamming_ranked_histogram(
         queries, database, labels_q, labels_x, k=k, cutoffs=cutoffs, bits=options.bits
     )
     column = {cutoff: index for index, cutoff in enumerate(cutoffs)}
     divisor = hits[:, column[k]] if options.normalise == "retrieved" else hits[:, column[count]].clamp(max=k)
-    return sums / divisor.clamp(min=1), hits[:, [column[place] for place in places]].double()
+    return sums / divisor.clamp(min=1), hits[:, [column[place] for place in places]].double(), histogram
 
 
 def _checked_options(bits: int, ties: str, k: int | None, cutoffs: Sequence[int], normalise: str) -> _Options:

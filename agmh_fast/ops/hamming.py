@@ -27,6 +27,8 @@ range_op = Op("hamming_range")
 histogram_op = Op("hamming_histogram")
 stable_ranking_op = Op("hamming_stable_ranking")
 OPS = (distance_op, topk_op, range_op, histogram_op, stable_ranking_op)
+# Two of these in one scan.
+ranked_histogram_op = Op("hamming_ranked_histogram")
 
 
 @numpy_in_numpy_out
@@ -105,12 +107,38 @@ def hamming_stable_ranking(
     rank. Relevant counts (Q, len(cutoffs)) int64: relevant items of rank <= each cutoff; cutoffs ascend, each at least
     1. Ranks start at 1. Labels as in `hamming_histogram`, other arguments and errors as `hamming_distance`.
     """
+    return stable_ranking_op(*_check_ranking(q, x, labels_q, labels_x, k, cutoffs, bits), impl=impl)
+
+
+@numpy_in_numpy_out
+def hamming_ranked_histogram(
+    q: Tensor,
+    x: Tensor,
+    labels_q: Tensor,
+    labels_x: Tensor,
+    *,
+    k: int | None = None,
+    cutoffs: Sequence[int] = (),
+    bits: int | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`hamming_stable_ranking` and, from the same scan, `hamming_histogram`: (precision sums, relevant counts, counts).
+
+    Precision sums (Q,) float64, relevant counts (Q, len(cutoffs)) int64, counts (Q, bits + 1, 2) int64. Arguments and
+    errors as `hamming_stable_ranking`.
+    """
+    return ranked_histogram_op(*_check_ranking(q, x, labels_q, labels_x, k, cutoffs, bits), impl=impl)
+
+
+def _check_ranking(
+    q: Tensor, x: Tensor, labels_q: Tensor, labels_x: Tensor, k: int | None, cutoffs: Sequence[int], bits: int | None
+) -> tuple[Tensor, Tensor, int, Tensor, Tensor, int, list[int]]:
     q, x, bits = _check_pair(q, x, bits)
     labels_q, labels_x = _check_labels(labels_q, labels_x, q, x)
     k = x.shape[0] if k is None else min(require_int("k", k, 1), x.shape[0])
     places = [min(require_int("cutoffs", cutoff, 1), max(x.shape[0], 1)) for cutoff in cutoffs]
     require(places == sorted(places), f"cutoffs must ascend, got {list(cutoffs)}")
-    return stable_ranking_op(q, x, bits, labels_q, labels_x, k, places, impl=impl)
+    return q, x, bits, labels_q, labels_x, k, places
 
 
 def _check_pair(q: object, x: object, bits: object) -> tuple[Tensor, Tensor, int]:
@@ -198,7 +226,26 @@ def _histogram(q: Tensor, x: Tensor, bits: int, labels_q: Tensor | None, labels_
 def _stable_ranking(
     q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
 ) -> tuple[Tensor, Tensor]:
+    sums, counts, _ = _ranked_histogram(q, x, bits, labels_q, labels_x, k, cutoffs)
+    return sums, counts
+
+
+@ranked_histogram_op.register("cpu", obstacle=_cpu_obstacle)
+def _ranked_histogram(
+    q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.agmh_fast.hamming_stable_ranking(q, x, bits, labels_q, labels_x, k, cutoffs, get_num_threads())
+
+
+ranked_histogram_op.register("torch")(hamming_torch.hamming_ranked_histogram)
+
+
+@ranked_histogram_op.register("reference")
+def _ranked_histogram_reference(
+    q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums, within = reference.hamming_stable_ranking(q, x, bits, labels_q, labels_x, k, cutoffs)
+    return sums, within, reference.hamming_histogram(q, x, bits, labels_q, labels_x)
 
 
 for _op in OPS:
@@ -241,6 +288,7 @@ def _describe() -> None:
         depth: int,
         cutoffs: list[int],
         threads: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         sums = q.new_empty(q.shape[0], dtype=torch.float64)
-        return sums, q.new_empty(q.shape[0], len(cutoffs), dtype=torch.int64)
+        within = q.new_empty(q.shape[0], len(cutoffs), dtype=torch.int64)
+        return sums, within, q.new_empty(q.shape[0], bits + 1, 2, dtype=torch.int64)

@@ -91,6 +91,13 @@ def hamming_stable_ranking(
     return sums, counts
 
 
+def hamming_ranked_histogram(
+    q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums, counts = hamming_stable_ranking(q, x, bits, labels_q, labels_x, k, cutoffs)
+    return sums, counts, hamming_histogram(q, x, bits, labels_q, labels_x)
+
+
 def _chunks(q: Tensor, x: Tensor, bits: int, beside: int = 0) -> Iterator[tuple[slice, slice, Tensor]]:
     """(queries, items, int32 distances) over all pairs, the items of a block of queries in ascending order.
 

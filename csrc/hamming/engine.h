@@ -83,7 +83,17 @@ void histogram(const Task& task, const Labels* labels, int64_t* out);
 
 // With items ranked by (distance, position), rank 1 first: precision_sum[q] is the sum of precision at the rank of each
 // relevant item with rank <= depth; relevant[q, c] is the number of relevant items with rank <= cutoffs[c] (ascending).
+// `counts`, where wanted, becomes what histogram() gives with these labels.
 void stable_ranking(const Task& task, const Labels& labels, int64_t depth, const std::vector<int64_t>& cutoffs,
-                    double* precision_sum, int64_t* relevant);
+                    double* precision_sum, int64_t* relevant, int64_t* counts = nullptr);
+
+// What metrics need of histograms with labels, counts (queries, bins, 2), and no order of ties but a rule: the sum of
+// precision at each relevant item, and the relevant items among the first cutoffs[c] <= items, as their mean over all
+// orders inside the groups of equal distance, or as the largest or smallest value. Beside them a query's relevant
+// items, and for each distance the sums over queries of precision and recall within it (2, bins).
+// With kGiven the order is known and scored elsewhere: sums are 0 and there are no cutoffs.
+enum class TieRule { kExpected, kOptimistic, kPessimistic, kGiven };
+void tie_scores(const int64_t* counts, int64_t queries, int64_t bins, TieRule rule, const std::vector<int64_t>& cutoffs,
+                int threads, double* precision_sum, double* hits, double* relevant, double* curves);
 
 }  // namespace agmh

@@ -46,6 +46,6 @@ const KernelSet kSet{.name = AGMH_TEXT(AGMH_ISA),
                      .near = near,
                      .set_bits = set_bits,
                      .distances_at = distances_at,
-                     .planes = {build, count, tally, equals_before, AGMH_PLANE_QUERIES}};
+                     .planes = {build, count, tally, AGMH_PLANE_QUERIES}};
 
 }  // namespace agmh::AGMH_ISA

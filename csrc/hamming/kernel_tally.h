@@ -3,103 +3,112 @@
 namespace agmh::AGMH_ISA {
 namespace {
 
+// What is counted at a time: a plane of a tile where its bits are counted in one go, else each of its words.
 #ifdef AGMH_TERNARY
-AGMH_INLINE int64_t sum_of(const Vec& x) { return _mm512_reduce_add_epi64(x); }
-
-void tally(const Tally& task) {
-  constexpr int kTiles = 8;
-  // Of each tile the items whose distance ends in each value of its three low bits.
-  Vec low[kTiles][8];
-  for (int first = 0; first < task.tiles; first += kTiles) {
-    const int tiles = task.tiles - first < kTiles ? task.tiles - first : kTiles;
-    const uint64_t* planes = task.planes + first * task.tile_stride;
-    for (int t = 0; t < tiles; ++t) {
-      const Vec* at = vectors(planes + t * task.tile_stride);
-      const Vec items = vectors(task.items)[first + t];
-      for (int value = 0; value < 8; ++value)
-        low[t][value] =
-            ((value & 1 ? at[0] : ~at[0]) & (value & 2 ? at[1] : ~at[1])) & ((value & 4 ? at[2] : ~at[2]) & items);
-    }
-    for (int base = 0; base <= task.bits; base += 8) {
-      Vec all[8], chosen[8];
-      for (int value = 0; value < 8; ++value) all[value] = chosen[value] = _mm512_setzero_si512();
-      for (int t = 0; t < tiles; ++t) {
-        const Vec* at = vectors(planes + t * task.tile_stride);
-        Vec high = filled(true);
-        for (int l = 3; l < task.levels; ++l) high &= base >> l & 1 ? at[l] : ~at[l];
-        // Most distances lie close together.
-        if (_mm512_test_epi64_mask(high, high) == 0) continue;
-        for (int value = 0; value < 8; ++value)
-          all[value] = _mm512_add_epi64(all[value], _mm512_popcnt_epi64(high & low[t][value]));
-        if (task.chosen == nullptr) continue;
-        high &= vectors(task.chosen)[first + t];
-        for (int value = 0; value < 8; ++value)
-          chosen[value] = _mm512_add_epi64(chosen[value], _mm512_popcnt_epi64(high & low[t][value]));
-      }
-      for (int value = 0; value < 8 && base + value <= task.bits; ++value) {
-        int64_t* to = task.counts + (base + value) * (task.chosen == nullptr ? 1 : 2);
-        to[0] += sum_of(all[value]);
-        if (task.chosen != nullptr) to[1] += sum_of(chosen[value]);
-      }
-    }
-  }
-}
+using Part = Vec;
+constexpr int kTileParts = 1;
+AGMH_INLINE bool any(const Part& x) { return _mm512_test_epi64_mask(x, x) != 0; }
+AGMH_INLINE Part ones_of(const Part& x) { return _mm512_popcnt_epi64(x); }
+AGMH_INLINE int64_t sum_of(const Part& counts) { return _mm512_reduce_add_epi64(counts); }
 #else
-void tally(const Tally& task) {
-  const int64_t channels = task.chosen == nullptr ? 1 : 2;
-  for (int64_t word = 0; word < int64_t{task.tiles} * kPlaneWords; ++word) {
-    const uint64_t* at = task.planes + word / kPlaneWords * task.tile_stride + word % kPlaneWords;
-    uint64_t low[8];
-    for (int value = 0; value < 8; ++value) {
-      low[value] = task.items[word];
-      for (int l = 0; l < 3; ++l) low[value] &= value >> l & 1 ? at[l * kPlaneWords] : ~at[l * kPlaneWords];
-    }
-    for (int base = 0; base <= task.bits; base += 8) {
-      uint64_t high = ~uint64_t{0};
-      for (int l = 3; l < task.levels; ++l) high &= base >> l & 1 ? at[l * kPlaneWords] : ~at[l * kPlaneWords];
-      if (high == 0) continue;
-      for (int value = 0; value < 8 && base + value <= task.bits; ++value) {
-        int64_t* to = task.counts + (base + value) * channels;
-        to[0] += std::popcount(high & low[value]);
-        if (channels == 2) to[1] += std::popcount(high & low[value] & task.chosen[word]);
-      }
-    }
-  }
+using Part = uint64_t;
+constexpr int kTileParts = kPlaneWords;
+AGMH_INLINE bool any(Part x) { return x != 0; }
+AGMH_INLINE Part ones_of(Part x) { return static_cast<Part>(std::popcount(x)); }
+AGMH_INLINE int64_t sum_of(Part counts) { return static_cast<int64_t>(counts); }
+#endif
+constexpr int kParts = kTallyTiles * kTileParts;
+constexpr int kPartItems = kPlaneItems / kTileParts;
+
+AGMH_INLINE const Part* parts_of(const uint64_t* words) { return reinterpret_cast<const Part*>(words); }
+
+// The part of a plane that holds the items before one of them.
+AGMH_INLINE Part before_item(int item) {
+#ifdef AGMH_TERNARY
+  const __mmask8 own = static_cast<__mmask8>(1 << item / 64);
+  const Vec earlier = _mm512_maskz_set1_epi64(static_cast<__mmask8>(own - 1), -1);
+  return _mm512_mask_set1_epi64(earlier, own, static_cast<int64_t>((uint64_t{1} << item % 64) - 1));
+#else
+  return (uint64_t{1} << item) - 1;
+#endif
+}
+
+#ifdef AGMH_TERNARY
+// Lanes of a and b added in twos.
+AGMH_INLINE Vec folded(const Vec& a, const Vec& b) {
+  return _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
 }
 #endif
 
-Equals equals_before(const Tally& task, int item) {
-  const int last = item / kPlaneItems, word = item % kPlaneItems / 64;
-  const uint64_t* own = task.planes + last * task.tile_stride + word;
-  Equals found{0, 0, 0};
-  for (int l = 0; l < task.levels; ++l)
-    found.distance |= static_cast<int>(own[l * kPlaneWords] >> (item % 64) & 1) << l;
-  alignas(64) uint64_t earlier[kPlaneWords];  // of the item's own tile
-  for (int w = 0; w < kPlaneWords; ++w)
-    earlier[w] = w < word ? ~uint64_t{0} : w == word ? (uint64_t{1} << (item % 64)) - 1 : 0;
+// counts[v] += the sum of all[v].
+AGMH_INLINE void add_sums(const Part (&all)[8], int64_t* counts) {
 #ifdef AGMH_TERNARY
-  Vec all = filled(false), chosen = all;
-  for (int t = 0; t <= last; ++t) {
-    const Vec* at = vectors(task.planes + t * task.tile_stride);
-    Vec equal = vectors(task.items)[t];
-    if (t == last) equal &= *vectors(earlier);
-    for (int l = 0; l < task.levels; ++l) equal &= found.distance >> l & 1 ? at[l] : ~at[l];
-    all = _mm512_add_epi64(all, _mm512_popcnt_epi64(equal));
-    chosen = _mm512_add_epi64(chosen, _mm512_popcnt_epi64(equal & vectors(task.chosen)[t]));
-  }
-  found.all = sum_of(all);
-  found.chosen = sum_of(chosen);
+  Vec pairs[4], fours[2];
+  for (int i = 0; i < 4; ++i)
+    pairs[i] = _mm512_add_epi64(_mm512_unpacklo_epi64(all[2 * i], all[2 * i + 1]),
+                                _mm512_unpackhi_epi64(all[2 * i], all[2 * i + 1]));
+  for (int i = 0; i < 2; ++i) fours[i] = folded(pairs[2 * i], pairs[2 * i + 1]);
+  _mm512_storeu_si512(counts, _mm512_add_epi64(_mm512_loadu_si512(counts), folded(fours[0], fours[1])));
 #else
-  for (int64_t w = 0; w <= int64_t{last} * kPlaneWords + word; ++w) {
-    const uint64_t* at = task.planes + w / kPlaneWords * task.tile_stride + w % kPlaneWords;
-    uint64_t equal = task.items[w];
-    if (w / kPlaneWords == last) equal &= earlier[w % kPlaneWords];
-    for (int l = 0; l < task.levels; ++l) equal &= found.distance >> l & 1 ? at[l * kPlaneWords] : ~at[l * kPlaneWords];
-    found.all += std::popcount(equal);
-    found.chosen += std::popcount(equal & task.chosen[w]);
-  }
+  for (int value = 0; value < 8; ++value) counts[value] += static_cast<int64_t>(all[value]);
 #endif
-  return found;
+}
+
+// Items by their distance, as an AND of two planes: one says its three low bits, the other the rest.
+struct ByDistance {
+  Part low[kParts][8];
+  Part high[kMaxTallyBits / 8 + 1][kParts];
+
+  AGMH_INLINE Part at(int distance, int part) const { return high[distance / 8][part] & low[part][distance % 8]; }
+
+  AGMH_INLINE void split(const Tally& task, int part) {
+    constexpr int kStep = kPlaneWords / (kPlaneItems / kPartItems);  // words of a part
+    const int64_t tile = part / kTileParts, word = part % kTileParts * kStep;
+    const uint64_t* planes = task.planes + tile * task.tile_stride + word;
+    const auto plane = [&](int l) { return *parts_of(planes + int64_t{l} * kPlaneWords); };
+    const Part items = *parts_of(task.items + tile * kPlaneWords + word);
+    const Part x = plane(0), y = plane(1), z = plane(2);
+    const Part neither = ~x & ~y & items, first = x & ~y & items, second = ~x & y & items, both = x & y & items;
+    const Part even[4] = {neither, first, second, both};
+    for (int value = 0; value < 4; ++value) {
+      low[part][value] = even[value] & ~z;
+      low[part][value + 4] = even[value] & z;
+    }
+    const int last = task.bits / 8;
+    high[0][part] = ~(x & ~x);
+    for (int l = 3, known = 1; l < task.levels; ++l, known *= 2) {
+      const Part set = plane(l);
+      for (int block = 0; block < known && block <= last; ++block) {
+        if (block + known <= last) high[block + known][part] = high[block][part] & set;
+        high[block][part] &= ~set;
+      }
+    }
+  }
+};
+
+void tally(const Tally& task) {
+  const int parts = task.tiles * kTileParts;
+  ByDistance items;
+  for (int part = 0; part < parts; ++part) items.split(task, part);
+
+  for (int i = 0; i < task.asked; ++i) {
+    const int item = task.index[i], distance = task.distances[i], own = item / kPartItems;
+    Part equal = ones_of(items.at(distance, own) & before_item(item % kPartItems));
+    for (int part = 0; part < own; ++part) equal += ones_of(items.at(distance, part));
+    task.before[i] = task.counts[distance] + sum_of(equal);
+  }
+
+  for (int block = 0; block <= task.bits / 8; ++block) {
+    const Part* high = items.high[block];
+    Part occupied = high[0];
+    for (int part = 1; part < parts; ++part) occupied |= high[part];
+    // Most distances lie close together.
+    if (!any(occupied)) continue;
+    Part all[8] = {};
+    for (int part = 0; part < parts; ++part)
+      for (int value = 0; value < 8; ++value) all[value] += ones_of(high[part] & items.low[part][value]);
+    add_sums(all, task.counts + 8 * block);
+  }
 }
 
 }  // namespace

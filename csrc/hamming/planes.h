@@ -38,20 +38,23 @@ struct PlaneCount {
   int64_t occupied_stride = 0;
 };
 
+// Tiles that are tallied at a time, and the bits up to which they are: the cost grows with the number of distances.
+inline constexpr int kTallyTiles = 8;
+inline constexpr int kMaxTallyBits = 512;
+
 // Some tiles against one query, whose distances are given as planes: bit i of plane l is bit l of item i's distance.
 struct Tally {
   const uint64_t* planes;  // (tiles, levels, kPlaneWords), tiles tile_stride words apart
   int64_t tile_stride;
   int tiles, levels, bits;
-  const uint64_t* items;   // (tiles, kPlaneWords): the items that exist
-  const uint64_t* chosen;  // (tiles, kPlaneWords), or null: those that are counted apart as well
-  int64_t* counts;         // (bits + 1, 1), or with chosen (bits + 1, 2): added to
-};
-
-// Of the items of a tally that come before one of them and are at its distance: how many, and how many are chosen.
-struct Equals {
-  int distance;
-  int64_t all, chosen;
+  const uint64_t* items;  // (tiles, kPlaneWords): the items that are counted
+  int64_t* counts;        // one a distance, bits + 1 rounded up to a multiple of 8: added to
+  // Of some of these items, whose distances are known: before[i] becomes what was counted at the distance of item
+  // index[i] before it, earlier tallies included.
+  int asked = 0;
+  const uint16_t* index = nullptr;
+  const int16_t* distances = nullptr;
+  int64_t* before = nullptr;
 };
 
 struct PlaneKernels {
@@ -60,7 +63,6 @@ struct PlaneKernels {
                 uint8_t* table);
   void (*count)(const PlanePlan& plan, const PlaneCount& task);
   void (*tally)(const Tally& task);
-  Equals (*equals_before)(const Tally& task, int item);
   // Queries from which on this is faster than distances one by one: up to 32, up to 256 and more bits.
   int64_t short_queries, queries, wide_queries;
 

@@ -1,78 +1,195 @@
 #include "hamming/tally.h"
 
-#include <bit>
 #include <cstring>
-#include <unordered_map>
 
 #include "hamming/planes.h"
 
 namespace agmh {
 namespace {
 
-// Up to here counting in planes is faster than item by item; its cost grows with the number of distances.
-constexpr int kMaxPlaneBits = 512;
-// More classes take too long to lay out for every tile.
-constexpr int32_t kMaxClasses = 1024;
+constexpr int kItems = kTallyTiles * kPlaneItems;
+constexpr int64_t kWords = kItems / 64;
+// Up to this share of relevant pairs looking at each is about as fast as a plane of them, whose counts cost the same
+// however few they are.
+constexpr double kFewRelevant = 1.0 / 8;
+// Where they are more, a plane for each class takes too long to lay out for every tile from here on.
+constexpr int64_t kMaxClasses = 1024;
+
+void set_bit(uint64_t* bits, int64_t i) { bits[i / 64] |= uint64_t{1} << (i % 64); }
 
 }  // namespace
 
-// Labels as lists of small numbers: those of queries, and for each item the ones that some query has.
-struct Tallier::Classes {
-  std::vector<int64_t> query_starts, item_starts;
-  std::vector<int32_t> of_queries, of_items;
-  int32_t count = 0;
+// A block of queries and what is counted of it.
+class Tallier::PlaneBlock {
+ public:
+  PlaneBlock(const Tallier& tallier, Range queries, Range items)
+      : task_(tallier.task_),
+        queries_(queries),
+        items_(items),
+        relevance_(tallier.relevance_.get()),
+        few_(tallier.few_relevant_),
+        reader_(task_, queries, kItems),
+        filter_(kernels().planes, task_.bits, reader_.query(queries.begin), static_cast<int>(queries.size())),
+        bins_((task_.bits + 8) / 8 * 8),
+        of_query_((filter_.levels() + 1) * kPlaneWords),
+        of_tile_(queries.size() * of_query_),
+        all_(static_cast<size_t>(queries.size() * bins_)),
+        relevant_(relevance_ != nullptr ? all_.size() : 0) {
+    // Planes of the distances (tiles, queries, levels + 1), then items that exist, those relevant to a query, and those
+    // of each class.
+    const int64_t classes = relevance_ != nullptr && !few_ ? relevance_->classes() : 0;
+    const int64_t words = kTallyTiles * of_tile_ + (2 + classes) * kWords;
+    memory_ = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(words) * sizeof(uint64_t) + 64);
+    planes_ = reinterpret_cast<uint64_t*>(aligned(memory_.get()));
+    exist_ = planes_ + kTallyTiles * of_tile_;
+    chosen_ = exist_ + kWords;
+    members_ = chosen_ + kWords;
+    if (relevance_ == nullptr) return;
+    const auto from = [&](Relevance::Positions found) {
+      return Relevance::Positions{std::lower_bound(found.begin, found.end, items.begin), found.end};
+    };
+    if (few_) {
+      rooms_.resize(static_cast<size_t>(queries.size()));
+      for (int64_t q = queries.begin; q < queries.end; ++q)
+        left_.push_back(from(relevance_->of_query(q, rooms_[static_cast<size_t>(q - queries.begin)])));
+    } else {
+      for (int64_t c = 0; c < classes; ++c) left_.push_back(from(relevance_->of_class(c)));
+    }
+  }
 
-  Classes(const Labels& labels, int64_t queries, int64_t items) {
-    std::unordered_map<int64_t, int32_t> number;
-    query_starts.push_back(0);
-    for (int64_t q = 0; q < queries; ++q) {
-      visit(labels, labels.queries, q, [&](int64_t label) {
-        of_queries.push_back(number.emplace(label, static_cast<int32_t>(number.size())).first->second);
-      });
-      query_starts.push_back(static_cast<int64_t>(of_queries.size()));
+  void count(const Found& found) {
+    for (int64_t first = items_.begin; first < items_.end; first += kItems) {
+      const int count = static_cast<int>(std::min<int64_t>(kItems, items_.end - first));
+      tiles_ = (count + kPlaneItems - 1) / kPlaneItems;
+      rows_ = reader_.tile(first, count);
+      first_ = first;
+      end_ = first + count;
+      lay_out(count);
+      for (int64_t q = queries_.begin; q < queries_.end; ++q) {
+        if (relevance_ != nullptr && few_) {
+          count_with_each(q, found);
+        } else {
+          tally(q, exist_, all_);
+          if (relevance_ != nullptr) count_chosen(q);
+        }
+      }
     }
-    count = static_cast<int32_t>(number.size());
-    item_starts.push_back(0);
-    for (int64_t i = 0; i < items; ++i) {
-      visit(labels, labels.items, i, [&](int64_t label) {
-        if (const auto known = number.find(label); known != number.end()) of_items.push_back(known->second);
-      });
-      item_starts.push_back(static_cast<int64_t>(of_items.size()));
-    }
+  }
+
+  void add_to(int64_t* counts) const {
+    const int64_t bins = task_.bits + 1;
+    for (int64_t q = 0; q < queries_.size(); ++q)
+      for (int64_t d = 0; d < bins; ++d) {
+        const auto from = static_cast<size_t>(q * bins_ + d);
+        if (relevance_ == nullptr) {
+          counts[q * bins + d] += all_[from];
+        } else {
+          counts[2 * (q * bins + d)] += all_[from];
+          counts[2 * (q * bins + d) + 1] += relevant_[from];
+        }
+      }
   }
 
  private:
-  template <class Visit>
-  static void visit(const Labels& labels, const int64_t* values, int64_t row, const Visit& visit_label) {
-    if (labels.words == 0) return visit_label(values[row]);
-    for (int w = 0; w < labels.words; ++w)
-      for (auto set = static_cast<uint64_t>(values[row * labels.words + w]); set != 0; set &= set - 1)
-        visit_label(64 * w + std::countr_zero(set));
+  // Planes of the tiles that are looked at.
+  void lay_out(int count) {
+    const int row_bytes = padded_bytes(task_.bits);
+    for (int t = 0; t < tiles_; ++t)
+      filter_.planes(rows_ + int64_t{t} * kPlaneItems * row_bytes, std::min(kPlaneItems, count - t * kPlaneItems),
+                     planes_ + t * of_tile_);
+    std::memset(exist_, 0, kWords * sizeof(uint64_t));
+    for (int i = 0; i < count; ++i) set_bit(exist_, i);
+    if (relevance_ == nullptr || few_) return;
+    std::memset(members_, 0, left_.size() * kWords * sizeof(uint64_t));
+    for (size_t c = 0; c < left_.size(); ++c)
+      for (; left_[c].begin != left_[c].end && *left_[c].begin < end_; ++left_[c].begin)
+        set_bit(members_ + static_cast<int64_t>(c) * kWords, *left_[c].begin - first_);
   }
+
+  Tally of(int64_t query, const uint64_t* items, std::vector<int64_t>& counts) const {
+    return {.planes = planes_ + (query - queries_.begin) * of_query_,
+            .tile_stride = of_tile_,
+            .tiles = tiles_,
+            .levels = filter_.levels(),
+            .bits = task_.bits,
+            .items = items,
+            .counts = counts.data() + (query - queries_.begin) * bins_};
+  }
+
+  void tally(int64_t query, const uint64_t* items, std::vector<int64_t>& counts) const {
+    kernels().planes.tally(of(query, items, counts));
+  }
+
+  void count_chosen(int64_t query) {
+    std::memset(chosen_, 0, kWords * sizeof(uint64_t));
+    relevance_->visit_classes(query, [&](int64_t c) {
+      for (int64_t w = 0; w < kWords; ++w) chosen_[w] |= members_[c * kWords + w];
+    });
+    tally(query, chosen_, relevant_);
+  }
+
+  // All by planes, and the relevant ones by their distances.
+  void count_with_each(int64_t query, const Found& found) {
+    Relevance::Positions& left = left_[static_cast<size_t>(query - queries_.begin)];
+    int count = 0;
+    for (; left.begin != left.end && *left.begin < end_; ++left.begin)
+      index_[count++] = static_cast<uint16_t>(*left.begin - first_);
+    kernels().distances_at(reader_.query(query), rows_, padded_bytes(task_.bits), index_, count, distances_);
+    int64_t* relevant = relevant_.data() + (query - queries_.begin) * bins_;
+    for (int i = 0; i < count; ++i) ++relevant[distances_[i]];
+    Tally task = of(query, exist_, all_);
+    if (found) {
+      task.asked = count;
+      task.index = index_;
+      task.distances = distances_;
+      task.before = before_;
+    }
+    kernels().planes.tally(task);
+    if (found) found(query, distances_, before_, count);
+  }
+
+  const Task& task_;
+  const Range queries_, items_;
+  const Relevance* relevance_;
+  const bool few_;
+  TileReader reader_;
+  PlaneFilter filter_;
+  const int64_t bins_;                // counts of a query, a whole number of vectors
+  const int64_t of_query_, of_tile_;  // words of planes
+  std::vector<int64_t> all_, relevant_;
+  std::vector<std::vector<int64_t>> rooms_;
+  std::vector<Relevance::Positions> left_;  // of each query, or of each class: those not looked at yet
+  std::unique_ptr<uint8_t[]> memory_;
+  uint64_t *planes_, *exist_, *chosen_, *members_;
+  // The tiles that are looked at.
+  int tiles_ = 0;
+  const uint8_t* rows_ = nullptr;
+  int64_t first_ = 0, end_ = 0;
+  uint16_t index_[kItems];
+  int16_t distances_[kItems];
+  int64_t before_[kItems];
 };
 
 Tallier::Tallier(const Task& task, const Labels* labels, int64_t block) : task_(task), labels_(labels) {
   // Going item by item takes some eight times as long as a distance.
   const int64_t enough = kernels().planes.enough_queries(task.bits) / 8;
-  by_planes_ = task.mask == nullptr && task.bits <= kMaxPlaneBits && block >= enough;
+  by_planes_ = task.mask == nullptr && task.bits <= kMaxTallyBits && block >= enough;
   if (!by_planes_ || labels == nullptr) return;
-  classes_ = std::make_unique<const Classes>(*labels, task.queries.count, task.items.count);
-  by_planes_ = classes_->count <= kMaxClasses;
+  relevance_ = std::make_unique<const Relevance>(task, *labels);
+  few_relevant_ = relevance_->share() <= kFewRelevant;
+  by_planes_ = few_relevant_ || relevance_->classes() <= kMaxClasses;
 }
 
 Tallier::~Tallier() = default;
 
-double Tallier::relevance() const {
-  std::vector<double> queries(static_cast<size_t>(classes_->count));
-  for (const int32_t c : classes_->of_queries) ++queries[static_cast<size_t>(c)];
-  double pairs = 0;
-  for (const int32_t c : classes_->of_items) pairs += queries[static_cast<size_t>(c)];
-  return pairs /
-         (static_cast<double>(task_.queries.count) * static_cast<double>(std::max<int64_t>(1, task_.items.count)));
+void Tallier::add(Range queries, Range items, int64_t* counts) const {
+  by_planes_ ? add_and_find(queries, items, counts, {}) : add_one_by_one(queries, items, counts);
 }
 
-void Tallier::add(Range queries, Range items, int64_t* counts) const {
-  by_planes_ ? add_by_planes(queries, items, counts, {}) : add_one_by_one(queries, items, counts);
+void Tallier::add_and_find(Range queries, Range items, int64_t* counts, const Found& found) const {
+  const auto block = std::make_unique<PlaneBlock>(*this, queries, items);
+  block->count(found);
+  block->add_to(counts);
 }
 
 void Tallier::add_one_by_one(Range queries, Range items, int64_t* counts) const {
@@ -86,62 +203,6 @@ void Tallier::add_one_by_one(Range queries, Range items, int64_t* counts) const 
       if (labels_ != nullptr && labels_->relevant(query, task_.row_of(first + i))) ++bin[1];
     }
   });
-}
-
-// A population count gives how many of 512 items are at one distance.
-void Tallier::add_by_planes(Range queries, Range items, int64_t* counts, const Before& before) const {
-  constexpr int kTiles = 8, kItems = kTiles * kPlaneItems;
-  const Task& task = task_;
-  const Classes* classes = classes_.get();
-  const int row_bytes = padded_bytes(task.bits), block = static_cast<int>(queries.size());
-  TileReader reader(task, queries, kItems);
-  PlaneFilter filter(kernels().planes, task.bits, reader.query(queries.begin), block);
-  const int64_t of_query = (filter.levels() + 1) * kPlaneWords, of_tile = block * of_query;
-  const int64_t members = classes != nullptr ? classes->count : 0;
-  // Planes of the distances (tiles, queries, levels + 1), then items that exist, those of each class, and one query's.
-  const int64_t words = kTiles * of_tile + (2 + members) * kTiles * kPlaneWords;
-  const auto memory = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(words) * sizeof(uint64_t) + 64);
-  auto* planes = reinterpret_cast<uint64_t*>(aligned(memory.get()));
-  uint64_t *exist = planes + kTiles * of_tile, *chosen = exist + kTiles * kPlaneWords,
-           *member = chosen + kTiles * kPlaneWords;
-  const auto set = [](uint64_t* bits, int64_t i) { bits[i / 64] |= uint64_t{1} << (i % 64); };
-  for (int64_t first = items.begin; first < items.end; first += kItems) {
-    const int count = static_cast<int>(std::min<int64_t>(kItems, items.end - first));
-    const int tiles = (count + kPlaneItems - 1) / kPlaneItems;
-    const uint8_t* rows = reader.tile(first, count);
-    std::memset(exist, 0, static_cast<size_t>((2 + members) * kTiles * kPlaneWords) * sizeof(uint64_t));
-    for (int i = 0; i < count; ++i) set(exist, i);
-    if (classes != nullptr)
-      for (int i = 0; i < count; ++i) {
-        const int64_t item = task.row_of(first + i);
-        for (int64_t at = classes->item_starts[static_cast<size_t>(item)];
-             at < classes->item_starts[static_cast<size_t>(item) + 1]; ++at)
-          set(member + classes->of_items[static_cast<size_t>(at)] * kTiles * kPlaneWords, i);
-      }
-    for (int t = 0; t < tiles; ++t)
-      filter.planes(rows + int64_t{t} * kPlaneItems * row_bytes, std::min(kPlaneItems, count - t * kPlaneItems),
-                    planes + t * of_tile);
-    for (int q = 0; q < block; ++q) {
-      if (classes != nullptr) {
-        std::memset(chosen, 0, kTiles * kPlaneWords * sizeof(uint64_t));
-        const auto query = static_cast<size_t>(queries.begin + q);
-        for (int64_t at = classes->query_starts[query]; at < classes->query_starts[query + 1]; ++at) {
-          const uint64_t* of_class = member + classes->of_queries[static_cast<size_t>(at)] * kTiles * kPlaneWords;
-          for (int w = 0; w < kTiles * kPlaneWords; ++w) chosen[w] |= of_class[w];
-        }
-      }
-      const Tally tally{.planes = planes + q * of_query,
-                        .tile_stride = of_tile,
-                        .tiles = tiles,
-                        .levels = filter.levels(),
-                        .bits = task.bits,
-                        .items = exist,
-                        .chosen = classes != nullptr ? chosen : nullptr,
-                        .counts = counts + q * row()};
-      if (before) before(queries.begin + q, tally);
-      kernels().planes.tally(tally);
-    }
-  }
 }
 
 }  // namespace agmh

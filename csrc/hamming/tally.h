@@ -4,7 +4,7 @@
 #include <functional>
 #include <memory>
 
-#include "hamming/planes.h"
+#include "hamming/relevance.h"
 #include "hamming/tile.h"
 
 namespace agmh {
@@ -22,24 +22,25 @@ class Tallier {
   // Adds some items to counts[query - queries.begin][distance][channel].
   void add(Range queries, Range items, int64_t* counts) const;
 
-  // Whether bit planes are used, and with labels the share of pairs that may be relevant.
+  // Whether bit planes are used, and whether relevant items are so few that they are looked at one by one all the same.
   bool by_planes() const { return by_planes_; }
-  double relevance() const;
+  bool few_relevant() const { return few_relevant_; }
 
-  // By planes only: as add(), and calls before(query, tally) for some tiles at a time before they are added; their
-  // items are chosen where they are relevant.
-  using Before = std::function<void(int64_t query, const Tally& tally)>;
-  void add_by_planes(Range queries, Range items, int64_t* counts, const Before& before) const;
+  // Where both are so: as add(), and calls found(query, distances, before, count) for a query's relevant items, in
+  // order of positions and some at a time. `before` is how many items before each of them share its distance.
+  using Found = std::function<void(int64_t query, const int16_t* distances, const int64_t* before, int count)>;
+  void add_and_find(Range queries, Range items, int64_t* counts, const Found& found) const;
 
  private:
-  struct Classes;
+  class PlaneBlock;
 
   void add_one_by_one(Range queries, Range items, int64_t* counts) const;
 
   const Task& task_;
   const Labels* labels_;
   bool by_planes_;
-  std::unique_ptr<const Classes> classes_;
+  bool few_relevant_ = false;
+  std::unique_ptr<const Relevance> relevance_;
 };
 
 }  // namespace agmh

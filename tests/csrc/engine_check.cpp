@@ -73,6 +73,8 @@ struct Case {
     }
   }
 
+  int64_t row_of_id(int64_t id) const { return ids.empty() ? id : (id - 5) / 10; }
+
   // All allowed items of a query, in order.
   std::vector<Hit> ranking(int64_t q, int limit) const {
     std::vector<Hit> hits;
@@ -134,13 +136,18 @@ void check_matrix(const Case& c) {
     }
 }
 
-// `classes` where a label is one of them, not a set.
+// Labels are one of `classes`, or with words sets of them: of four in each word, so that most sets meet, or of
+// `classes` where most do not.
 void check_labels(const Case& c, int words, int64_t classes = 3) {
   const int64_t q = c.queries.count, n = c.items.count, bins = c.task.bits + 1;
   const int64_t columns = std::max(words, 1);
+  const auto label = [&]() -> int64_t {
+    if (words == 0) return draw(1, classes);
+    return classes == 3 ? draw(0, 3) : draw(0, 1) << draw(0, std::min<int64_t>(classes, 63)) | draw(0, 1) << draw(0, 5);
+  };
   std::vector<int64_t> of_queries, of_items;
-  for (int64_t i = 0; i < q * columns; ++i) of_queries.push_back(words ? draw(0, 3) : draw(1, classes));
-  for (int64_t i = 0; i < n * columns; ++i) of_items.push_back(words ? draw(0, 3) : draw(1, classes));
+  for (int64_t i = 0; i < q * columns; ++i) of_queries.push_back(label());
+  for (int64_t i = 0; i < n * columns; ++i) of_items.push_back(label());
   const agmh::Labels labels{of_queries.data(), of_items.data(), words};
   auto counts = garbage<int64_t>(q * bins * 2);
   agmh::histogram(c.task, &labels, counts.data());
@@ -150,13 +157,18 @@ void check_labels(const Case& c, int words, int64_t classes = 3) {
   auto relevant = garbage<int64_t>(q * 3);
   auto sums = garbage<double>(q);
   const int64_t depth = draw(1, n + 1);
-  agmh::stable_ranking(c.task, labels, depth, cutoffs, sums.data(), relevant.data());
+  auto beside = garbage<int64_t>(q * bins * 2);
+  agmh::stable_ranking(c.task, labels, depth, cutoffs, sums.data(), relevant.data(), beside.data());
+  CHECK(beside == counts);
+  auto again = garbage<double>(q);
+  agmh::stable_ranking(c.task, labels, depth, cutoffs, again.data(), relevant.data());
+  CHECK(again == sums);
   for (int64_t i = 0; i < q; ++i) {
     std::vector<int64_t> expected(static_cast<size_t>(bins * 2)), within(3);
     double sum = 0;
     int64_t rank = 0, hits = 0;
     for (const Hit& hit : c.ranking(i, c.task.bits)) {
-      const bool match = labels.relevant(i, hit.id);
+      const bool match = labels.relevant(i, c.row_of_id(hit.id));
       ++expected[static_cast<size_t>(hit.distance) * 2];
       expected[static_cast<size_t>(hit.distance) * 2 + 1] += match;
       ++rank;
@@ -187,8 +199,7 @@ void check_functions() {
           check_topk(c, k, static_cast<int>(draw(0, bits)));
         check_range(c, static_cast<int>(draw(0, bits)));
         check_matrix(Case(bits, q, n, 3 * static_cast<int>(draw(0, 1)), threads));
-        const Case plain(bits, q, n, 0, threads);
-        check_labels(plain, static_cast<int>(draw(0, 2)));
+        check_labels(c, static_cast<int>(draw(0, 2)));
       }
     }
   }
@@ -209,8 +220,9 @@ void check_planes() {
       const Case c(bits, q, n, kind, static_cast<int>(draw(1, 2)));
       check_topk(c, draw(1, 20), draw(0, 1) == 0 ? bits : static_cast<int>(draw(0, bits)));
       check_range(c, static_cast<int>(draw(0, bits)));
-      const Case labelled(bits, q, bits == 48 || bits == 128 ? 4300 : n, 0, 1);
-      for (const int words : {0, 2}) check_labels(labelled, words, 40);
+      const Case labelled(bits, q, bits == 48 || bits == 128 ? 4300 : n, bits % 2 == 1 ? 3 : 0, 1);
+      check_labels(labelled, 0, 40);
+      check_labels(labelled, 2, draw(0, 1) == 0 ? 3 : 40);
     }
   }
 }

@@ -52,6 +52,7 @@ def _calls(q, x, bits, k, radius):
         lambda impl: hamming.hamming_histogram(q, x, *labels, bits=bits, impl=impl),
         lambda impl: hamming.hamming_histogram(q, x, *sets, bits=bits, impl=impl),
         lambda impl: hamming.hamming_stable_ranking(q, x, *labels, k=k, cutoffs=[1, 7, 10**6], bits=bits, impl=impl),
+        lambda impl: hamming.hamming_ranked_histogram(q, x, *labels, k=k, cutoffs=[5], bits=bits, impl=impl),
         lambda impl: hamming.hamming_stable_ranking(q, x, *sets, bits=bits, impl=impl),
     ]
 
@@ -127,6 +128,21 @@ def test_chunks_of_the_torch_implementation(monkeypatch):
     q, x = _codes(11, 48), _codes(300, 48, 20)
     for call in _calls(q, x, 48, k=45, radius=20):
         _assert_same(call("torch"), call("reference"))
+
+
+@pytest.mark.parametrize("bits", [48, 128])
+@pytest.mark.parametrize("classes", [3, 40, 5000])
+def test_many_queries_with_labels(classes, bits):
+    """Bit planes, with labels that many, few and hardly any pairs share; items on both sides of 4096."""
+    q, x = _codes(90, bits, 70), _codes(4200, bits, 300)
+    labels = torch.randint(classes, (90,)), torch.randint(classes, (4200,))
+    hot = [torch.nn.functional.one_hot(part % 60, 60) + torch.nn.functional.one_hot(part % 7, 60) for part in labels]
+    for pair in (labels, hot):
+        expected = hamming.hamming_ranked_histogram(q, x, *pair, k=4000, cutoffs=[1, 900], bits=bits, impl="torch")
+        _assert_same(
+            hamming.hamming_ranked_histogram(q, x, *pair, k=4000, cutoffs=[1, 900], bits=bits, impl="cpu"), expected
+        )
+        assert torch.equal(hamming.hamming_histogram(q, x, *pair, bits=bits, impl="cpu"), expected[2])
 
 
 def test_autocast_does_not_round_distances():
