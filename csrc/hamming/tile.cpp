@@ -12,11 +12,24 @@ void copy_padded(const Codes& codes, int64_t row, int row_bytes, uint8_t* to) {
   std::memset(to + bytes, 0, static_cast<size_t>(row_bytes - bytes));
 }
 
-// Rows of a width that the compiler knows: a load and a store each.
-template <int Bytes>
+// Rows of widths that the compiler knows: a few loads and stores each.
+template <int Width, int Bytes>
 void copy_rows(const Task& task, int64_t first, int count, uint8_t* to) {
-  for (int64_t position = first; position < first + count; ++position, to += Bytes)
-    std::memcpy(to, task.items.row(task.row_of(position)), Bytes);
+  for (int64_t position = first; position < first + count; ++position, to += Bytes) {
+    std::memset(to, 0, Bytes);
+    std::memcpy(to, task.items.row(task.row_of(position)), Width);
+  }
+}
+
+using CopyRows = void (*)(const Task& task, int64_t first, int count, uint8_t* to);
+
+// For rows of `width` bytes that are padded to row_bytes; null for wider ones.
+CopyRows copy_of(int width, int row_bytes) {
+  constexpr CopyRows kPacked[] = {copy_rows<1, 2>, copy_rows<2, 2>, copy_rows<3, 4>, copy_rows<4, 4>,
+                                  copy_rows<5, 8>, copy_rows<6, 8>, copy_rows<7, 8>, copy_rows<8, 8>};
+  if (width == 16 && row_bytes == 16) return copy_rows<16, 16>;
+  if (width < 1 || width > 8 || padded_bytes(8 * width) != row_bytes) return nullptr;
+  return kPacked[width - 1];
 }
 
 // Threads that the work of a task is worth.
@@ -66,11 +79,8 @@ TileReader::TileReader(const Task& task, Range queries, int items)
 const uint8_t* TileReader::tile(int64_t first, int count) {
   if (tile_.empty()) return task_.items.row(first);
   uint8_t* to = tile_.data();
-  const bool padded = task_.items.width == row_bytes_;
-  if (padded && row_bytes_ == 8)
-    copy_rows<8>(task_, first, count, to);
-  else if (padded && row_bytes_ == 16)
-    copy_rows<16>(task_, first, count, to);
+  if (const CopyRows copy = copy_of(task_.items.width, row_bytes_))
+    copy(task_, first, count, to);
   else
     for (int64_t position = first; position < first + count; ++position, to += row_bytes_)
       copy_padded(task_.items, task_.row_of(position), row_bytes_, to);
