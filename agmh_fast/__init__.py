@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agmh_fast.modules import AGMH, AGMHOutput
     from agmh_fast.ops.codes import pack_codes, unpack_codes
     from agmh_fast.ops.threads import get_num_threads, set_num_threads
-    from agmh_fast.search import HammingIndex
+    from agmh_fast.search import HammingIndex, ShardedHammingIndex
 
 # Loaded on first use: a search needs no torchvision, and a model needs no index.
 _MODULES = ("data", "functional", "metrics", "modules", "official", "reference", "search", "train", "viz")
@@ -27,6 +27,7 @@ _NAMES = {
     "AGMHOutput": "agmh_fast.modules",
     "HammingIndex": "agmh_fast.search",
     "HashingLoss": "agmh_fast.functional",
+    "ShardedHammingIndex": "agmh_fast.search",
     "explain": "agmh_fast.functional",
     "get_num_threads": "agmh_fast.ops.threads",
     "pack_codes": "agmh_fast.ops.codes",
@@ -40,6 +41,7 @@ __all__ = [
     "HammingIndex",
     "HashingLoss",
     "InputError",
+    "ShardedHammingIndex",
     "__version__",
     "data",
     "explain",

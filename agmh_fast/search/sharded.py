@@ -1,0 +1,425 @@
+"""An index whose codes are spread over the ranks of a torch.distributed group; docs/sharded.md says what it costs.
+
+Every rank searches its own shard. Queries are then divided: a rank gets all shards' candidates for its share of them,
+merges these by (distance, id), and sends the result to all. The answer is that of one index of all codes, on any number
+of ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agmh_fast.errors import InputError, require, require_int
+from agmh_fast.files import as_path, output_folder
+from agmh_fast.ops.hamming import MAX_K
+from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
+from agmh_fast.search.index import HammingIndex, RangeResult, SearchResult
+from agmh_fast.search.index_file import Contents
+from agmh_fast.search.merging import CANDIDATE_BYTES, Candidates, merge_nearest, merge_ranges
+from agmh_fast.search.peers import TIMEOUT, Peers
+from agmh_fast.search.shard_files import (
+    Manifest,
+    Shard,
+    even_share,
+    read_manifest,
+    read_share,
+    shard_name,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_NO_DISTANCE = 2**31 - 1
+
+
+class ShardedHammingIndex:
+    """A `HammingIndex` over a torch.distributed group: the same methods and answers, codes on every rank.
+
+    Every method except `len` and the properties is a collective call: all ranks of `group` (None: all there are) make
+    the same calls in the same order, from one thread each. `search` and `range_search` take the same arguments on all
+    ranks and give all of them the whole answer; `add` takes each rank's own codes. That is checked: bad or differing
+    arguments on one rank are an error on every rank, which names it, and leave the index as it was.
+
+    A rank that died is a `LostRankError` on the others at once, one that hangs after `timeout` seconds, which should be
+    more than the longest search and the longest wait for a slow rank; index and group cannot be used afterwards.
+
+    The group needs gloo for what is on the CPU, as `init_process_group("gloo")` or ("cpu:gloo,cuda:nccl") give it. An
+    index cannot be pickled.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        device: str | torch.device = "cpu",
+        group: ProcessGroup | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._start(Peers(group, timeout), "create", lambda: HammingIndex(bits, device), 0)
+
+    def _start(self, peers: Peers, call: str, make: Callable[[], HammingIndex], next_id: int) -> None:
+        """Take `make()` as this rank's shard once every rank has one, all of the same width."""
+        shard, told = peers.together(
+            call, make, lambda shard: {"bits": shard.bits, "device": shard.device.type}, lambda shard: (len(shard),)
+        )
+        self._peers, self._shard, self._next_id = peers, shard, next_id
+        self._counts = [count for (count,) in told]
+        self._places: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __repr__(self) -> str:
+        where = f"rank={self._peers.rank}, ranks={self._peers.size}"
+        return f"ShardedHammingIndex(bits={self.bits}, device={str(self.device)!r}, items={len(self)}, {where})"
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self._shard.bits
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's codes lie and its searches run."""
+        return self._shard.device
+
+    @property
+    def shard(self) -> HammingIndex:
+        """This rank's own part, to look at: a change of it would go unnoticed by the others."""
+        return self._shard
+
+    def add(self, codes: Array, ids: Array | None = None) -> None:
+        """Add this rank's own codes (n, ceil(bits / 8)), n of any size on each rank, with `ids` as `HammingIndex.add`.
+
+        Ids are unique over all ranks. Every rank that adds codes gives them, or none does: then they count on from the
+        largest ever used on any rank, through rank 0's codes, then rank 1's, and so on.
+        """
+        peers = self._peers
+
+        def check() -> tuple[np.ndarray, np.ndarray | None]:
+            rows = packed_rows("codes", codes, self.bits)
+            numbers = None if ids is None else id_list("ids", ids)
+            fit = numbers is None or len(numbers) == len(rows)
+            require(
+                fit,
+                f"ids must have one entry for each of {len(rows)} codes, got {0 if numbers is None else len(numbers)}",
+            )
+            return rows, numbers
+
+        (rows, given), told = peers.together("add", check, None, lambda new: (len(new[0]), new[1] is not None))
+        with_ids = [rank for rank, (count, has_ids) in enumerate(told) if count and has_ids]
+        without = [rank for rank, (count, has_ids) in enumerate(told) if count and not has_ids]
+        if with_ids and without:
+            raise InputError(f"ids must come from every rank or from none: rank {without[0]} gave codes without ids")
+        counts = [count for count, _ in told]
+        everyones: list[np.ndarray] = []
+        if with_ids:
+            everyones = self._gather(np.zeros(0, np.int64) if given is None else given, counts)
+            numbers = everyones[peers.rank]
+            next_id = max([self._next_id, *(int(part.max()) + 1 for part in everyones if len(part))])
+        else:
+            next_id = self._next_id + sum(counts)
+            require(next_id <= 2**63 - 1, f"ids: none are left after {self._next_id - 1}; give ids")
+            start = self._next_id + sum(counts[: peers.rank])
+            numbers = np.arange(start, start + len(rows), dtype=np.int64)
+        before = len(self._shard)
+
+        def store() -> None:
+            self._check_unused(everyones)
+            self._shard.add(rows, numbers)
+
+        try:
+            _, told = peers.together("add", store, None, lambda _: (len(self._shard),))
+        except BaseException:
+            if len(self._shard) > before:
+                self._shard.remove(numbers)
+            raise
+        self._next_id = next_id
+        self._changed(told)
+
+    def remove(self, ids: Array) -> None:
+        """Remove the items with these ids, the same list on every rank, wherever they are: each once, in the index."""
+        peers = self._peers
+
+        def check() -> np.ndarray:
+            numbers = id_list("ids", ids)
+            values, times = np.unique(numbers, return_counts=True)
+            if len(numbers) > len(values):
+                raise InputError(f"ids: {values[times > 1][0]} is given twice; ids must be unique")
+            return numbers
+
+        numbers, _ = peers.together("remove", check, lambda numbers: {"ids": numbers})
+        places, held = _find(self._shard.ids, numbers)
+        everyones = self._gather(np.packbits(held), [(len(numbers) + 7) // 8] * peers.size)
+        known = np.unpackbits(np.bitwise_or.reduce(everyones), count=len(numbers)).astype(bool)
+        if not known.all():
+            raise InputError(f"ids: {numbers[~known][0]} is not in the index; nothing was removed")
+        mine, codes = numbers[held], self._shard.codes[places[held]]
+        before = len(self._shard)
+        try:
+            _, told = peers.together("remove", lambda: self._shard.remove(mine), None, lambda _: (len(self._shard),))
+        except BaseException:
+            if len(self._shard) < before:
+                self._shard.add(codes, mine)
+            raise
+        self._changed(told)
+
+    def search(
+        self, queries: Array, k: int, mask: Array | None = None, max_distance: int | None = None
+    ) -> SearchResult:
+        """The k nearest items of each query among all ranks' codes, as `HammingIndex.search`; same arguments on all.
+
+        A boolean mask has its entries in the order of all ids, whichever rank they are on. Its first use after a change
+        sends every rank's ids to the others once, 8 bytes each.
+        """
+
+        def check() -> tuple[np.ndarray, int, int, np.ndarray | None]:
+            rows = self._check_queries(queries)
+            count = require_int("k", k, 1, max(MAX_K, len(self)))
+            limit = self.bits if max_distance is None else require_int("max_distance", max_distance, 0)
+            return rows, count, min(limit, self.bits), self._check_mask(mask, len(rows))
+
+        (rows, wanted, limit, allowed), _ = self._peers.together(
+            "search", check, lambda asked: dict(zip(("queries", "k", "max_distance", "mask"), asked, strict=True))
+        )
+        own_mask = self._own_mask(allowed)
+        columns = [min(wanted, count) for count in self._counts]
+        found = min(wanted, sum(columns))
+
+        def search_shard() -> tuple[list[Candidates], SearchResult]:
+            """Candidates for each rank's queries, and room for the result, so that all hear of it where it is short."""
+            own = columns[self._peers.rank]
+            distances, ids = map(torch.as_tensor, self._shard.search(queries, max(own, 1), own_mask, limit))
+            parts = [Candidates(distances[part, :own].flatten(), ids[part, :own].flatten()) for part in shares]
+            shape = len(rows), wanted
+            return parts, SearchResult(_full_like(distances, shape, _NO_DISTANCE), _full_like(ids, shape, -1))
+
+        shares = self._shares(len(rows))
+        (parts, result), _ = self._peers.together("search", search_shard)
+        lengths = [part.stop - part.start for part in shares]
+        merged = self._merge(
+            parts,
+            [lengths[self._peers.rank] * count for count in columns],
+            lambda candidates: merge_nearest(candidates, columns, found),
+            [length * found for length in lengths],
+        )
+        for part, (distances, ids) in zip(shares, merged, strict=True):
+            shape = part.stop - part.start, found
+            result.distances[part, :found], result.ids[part, :found] = distances.view(shape), ids.view(shape)
+        return SearchResult(*_like(queries, result))
+
+    def range_search(self, queries: Array, radius: int, mask: Array | None = None) -> RangeResult:
+        """All items within `radius` (inclusive) of each query, by (distance, id); other arguments as `search`."""
+        peers = self._peers
+
+        def check() -> tuple[np.ndarray, int, np.ndarray | None]:
+            rows = self._check_queries(queries)
+            within = min(require_int("radius", radius, 0), self.bits)
+            return rows, within, self._check_mask(mask, len(rows))
+
+        (rows, within, allowed), _ = peers.together(
+            "range_search", check, lambda asked: dict(zip(("queries", "radius", "mask"), asked, strict=True))
+        )
+        own_mask = self._own_mask(allowed)
+        (lims, distances, ids), _ = peers.together(
+            "range_search", lambda: map(torch.as_tensor, self._shard.range_search(queries, within, own_mask))
+        )
+        counts = torch.from_numpy(np.stack(self._gather(lims.diff().cpu().numpy(), [len(rows)] * peers.size)))
+        shares = self._shares(len(rows))
+        ends = [(int(lims[part.start]), int(lims[part.stop])) for part in shares]
+        mine = counts[:, shares[peers.rank]]
+        merged = self._merge(
+            [Candidates(distances[start:stop], ids[start:stop]) for start, stop in ends],
+            mine.sum(dim=1).tolist(),
+            lambda candidates: merge_ranges(candidates, mine, self.bits),
+            [int(counts[:, part].sum()) for part in shares],
+        )
+        all_lims = torch.nn.functional.pad(counts.sum(dim=0).cumsum(dim=0), (1, 0)).to(ids.device)
+        return RangeResult(*_like(queries, (all_lims, *(torch.cat(parts) for parts in zip(*merged, strict=True)))))
+
+    def to(self, device: str | torch.device) -> ShardedHammingIndex:
+        """The index on `device`, the same kind on every rank: itself if it is there already."""
+        shard, _ = self._peers.together("to", lambda: self._shard.to(device), lambda it: {"device": it.device.type})
+        if shard is self._shard:
+            return self
+        moved = copy.copy(self)
+        moved._shard = shard
+        return moved
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to a folder that all ranks see, the same path on each: a file a shard and `manifest.json`.
+
+        The manifest is written last: a reader, or a crash of any rank, finds the old index or the new one, whole. Files
+        of earlier saves are removed then.
+        """
+        peers = self._peers
+        (folder, _), told = peers.together(
+            "save",
+            lambda: (output_folder(as_path(path)), secrets.randbits(62)),
+            lambda made: {"path": str(made[0])},
+            lambda made: (made[1],),
+        )
+        names = [shard_name(rank, peers.size, told[0][0]) for rank in range(peers.size)]
+        manifest = Manifest(self.bits, self._next_id, tuple(map(Shard, names, self._counts)))
+        try:
+            peers.together("save", lambda: self._shard.save(folder / names[peers.rank]))
+        except BaseException:
+            (folder / names[peers.rank]).unlink(missing_ok=True)
+            raise
+        peers.together("save", lambda: write_manifest(folder, manifest) if peers.rank == 0 else None)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        mmap: bool = True,
+        device: str | torch.device = "cpu",
+        group: ProcessGroup | None = None,
+        timeout: float = TIMEOUT,
+    ) -> ShardedHammingIndex:
+        """Open a saved index on any number of ranks.
+
+        On as many as saved it every rank opens its own file, mapped if `mmap`, as `HammingIndex.load`. On any other
+        number every rank reads an even share of all items into memory. Raises InputError for damaged or foreign files.
+        """
+        peers = Peers(group, timeout)
+        manifest, _ = peers.together("load", lambda: read_manifest(path), lambda read: {"path": read})
+        index = cls.__new__(cls)
+        share = (path, manifest, peers.rank, peers.size, mmap, device)
+        index._start(peers, "load", lambda: read_share(*share), manifest.next_id)
+        return index
+
+    @classmethod
+    def from_index(
+        cls, index: HammingIndex, group: ProcessGroup | None = None, timeout: float = TIMEOUT
+    ) -> ShardedHammingIndex:
+        """Shards of a plain index, the same on every rank (a mapped file say), which keeps a copy of its even share.
+
+        Rank 0 gets the smallest ids, and so on. That all ranks give the same index is checked by reading it once.
+        """
+        peers = Peers(group, timeout)
+
+        def check() -> Contents:
+            require(isinstance(index, HammingIndex), f"index must be a HammingIndex, got {type(index).__name__}")
+            return index._contents()
+
+        names = ("bits of index", "codes of index", "ids of index", "next id of index")
+        whole, _ = peers.together("from_index", check, lambda contents: dict(zip(names, contents, strict=True)))
+
+        def take_share() -> HammingIndex:
+            share = even_share(len(whole.ids), peers.rank, peers.size)
+            shard = HammingIndex(whole.bits, index.device)
+            shard.add(index.codes[share], whole.ids[share])
+            return shard
+
+        sharded = cls.__new__(cls)
+        sharded._start(peers, "from_index", take_share, whole.next_id)
+        return sharded
+
+    def to_index(self) -> HammingIndex:
+        """One plain index of all codes, on every rank: it must fit in the memory of each."""
+        contents, _ = self._peers.together("to_index", self._shard._contents)
+        width = contents.rows.shape[1]
+        ids = np.concatenate(self._gather(contents.ids, self._counts))
+        rows = np.concatenate(self._gather(contents.rows.reshape(-1), [width * count for count in self._counts]))
+        order = ids.argsort()
+        whole = Contents(self.bits, rows.reshape(-1, width)[order], ids[order], self._next_id)
+        return HammingIndex._of(whole, None, self.device)
+
+    def _merge(
+        self,
+        parts: Sequence[Candidates],
+        arriving: Sequence[int],
+        merge: Callable[[list[Candidates]], Candidates],
+        merged: Sequence[int],
+    ) -> list[Candidates]:
+        """The answer to every rank's share of the queries.
+
+        parts[r]: this shard's candidates for rank r's queries; arriving[r]: how many come from rank r for ours, which
+        `merge` makes one; merged[r]: how many rank r is left with.
+        """
+        packed = [part.pack() for part in parts]
+        received = self._peers.exchange(packed, [CANDIDATE_BYTES * count for count in arriving])
+        own = merge([Candidates.unpack(data) for data in received])
+        everyones = self._peers.gather(own.pack(), [CANDIDATE_BYTES * count for count in merged])
+        return [Candidates.unpack(data) for data in everyones]
+
+    def _gather(self, array: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+        """Everyone's 1-D array of this type, with so many entries each, in the order of ranks."""
+        data = torch.from_numpy(array.view(np.uint8).copy())
+        parts = self._peers.gather(data, [count * array.itemsize for count in counts])
+        return [part.numpy().view(array.dtype) for part in parts]
+
+    def _shares(self, queries: int) -> list[slice]:
+        """Which queries each rank merges."""
+        return [even_share(queries, rank, self._peers.size) for rank in range(self._peers.size)]
+
+    def _check_queries(self, queries: Array) -> np.ndarray:
+        rows = packed_rows("queries", queries, self.bits)
+        check_padding("queries", rows, self.bits)
+        return rows
+
+    def _check_mask(self, mask: Array | None, queries: int) -> np.ndarray | None:
+        """What may be found: bool of all items, in the order of their ids, or int64 ids."""
+        allowed, allowed_ids = allowed_items(mask, queries)
+        if allowed is not None:
+            entries = f"mask must have one entry for each of the {len(self)} items of the index"
+            require(allowed.shape[-1] == len(self), f"{entries}, got {allowed.shape[-1]}")
+        return allowed_ids if allowed is None else allowed
+
+    def _own_mask(self, allowed: np.ndarray | None) -> np.ndarray | None:
+        """What may be found in this shard; the first boolean mask after a change needs all ranks' ids."""
+        if allowed is None or allowed.dtype != np.bool_:
+            return allowed
+        if self._places is None:
+            own = self._shard.ids
+            self._places = np.zeros(len(own), np.int64)
+            for ids in self._gather(own, self._counts):
+                self._places += np.searchsorted(ids, own)
+        return allowed[..., self._places]
+
+    def _check_unused(self, everyones: Sequence[np.ndarray]) -> None:
+        """Raise InputError for an id of another rank's that this one has, or is about to add."""
+        for rank, ids in enumerate(everyones):
+            if rank == self._peers.rank:
+                continue
+            _, held = _find(self._shard.ids, ids)
+            if held.any():
+                raise InputError(f"ids: {ids[held][0]}, given on rank {rank}, is in the index already")
+            _, twice = _find(np.sort(everyones[self._peers.rank]), ids)
+            if twice.any():
+                raise InputError(f"ids: {ids[twice][0]} is given on rank {rank} too; ids must be unique")
+
+    def _changed(self, counts: Sequence[tuple[int, ...]]) -> None:
+        self._counts = [count for (count,) in counts]
+        self._places = None
+
+
+def _find(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each value stands in an ascending array, and whether it is there (where not, the place means nothing)."""
+    places = np.searchsorted(ascending, values)
+    inside = places < len(ascending)
+    held = np.zeros(len(values), bool)
+    held[inside] = ascending[places[inside]] == values[inside]
+    return places, held
+
+
+def _full_like(kind: Tensor, shape: tuple[int, ...], value: int) -> Tensor:
+    """Filled with one value, of the type and on the device of `kind`; raises MemoryError where it does not fit."""
+    try:
+        return torch.full(shape, value, dtype=kind.dtype, device=kind.device)
+    except RuntimeError as error:
+        raise MemoryError(f"no room for a result of shape {shape}") from error
+
+
+def _like(queries: Array, result: Iterable[Tensor]) -> Iterable[Array]:
+    """Tensors for tensors, else NumPy arrays."""
+    return result if isinstance(queries, Tensor) else (part.numpy() for part in result)

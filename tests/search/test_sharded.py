@@ -1,0 +1,81 @@
+"""Shards over gloo ranks give the answers of one index, bit for bit; a lost rank and a mistake reach every rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sharded_cases as cases
+from ranks import ranks
+
+import agmh_fast as af
+
+SIZES = (1, 2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def four():
+    with ranks(4) as started:
+        yield started
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("bits", "rows", "options"),
+    [
+        pytest.param(48, 40, {}, id="plain"),
+        pytest.param(7, 60, {"distinct": 3}, id="ties"),
+        pytest.param(64, 30, {"ids": True}, id="custom-ids"),
+        pytest.param(16, 1, {}, id="nearly-empty"),
+        pytest.param(100, 0, {}, id="empty"),
+    ],
+)
+def test_answers_are_those_of_one_index(four, size, bits, rows, options):
+    four.run(cases.same_answers, size, bits, rows, size, options)
+
+
+def test_saved_by_some_ranks_loaded_by_others(four, tmp_path):
+    four.run(cases.save_everywhere, SIZES, str(tmp_path))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_plain_index_becomes_shards(four, size, tmp_path):
+    plain = af.HammingIndex(33)
+    plain.add(cases.codes_of(np.random.default_rng(1), 20, 33))
+    plain.save(tmp_path / "plain")
+    four.run(cases.shard_a_plain_index, size, str(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_traffic_is_what_the_cost_model_says(four, size):
+    four.run(cases.count_traffic, size)
+
+
+@pytest.fixture
+def three():
+    with ranks(3) as started:
+        yield started
+
+
+def test_a_mistake_on_one_rank_is_an_error_on_all(three):
+    for bad in range(3):
+        three.run(cases.bad_arguments, bad)
+    three.run(cases.batched_transfers)
+
+
+@pytest.mark.parametrize(
+    ("lost", "how", "reason", "limit"),
+    [
+        (0, "dies", "its connection is closed", 20),
+        (2, "dies", "its connection is closed", 20),
+        (0, "dies before it sends its candidates", "its connection is closed", 20),
+        (1, "stops", "waited 2 s", 12),
+    ],
+)
+def test_a_lost_rank_is_named_in_time(three, lost, how, reason, limit):
+    told = three.run(cases.lose_a_rank, lost, how, 2.0 if how == "stops" else 60.0, answers=2)
+    for rank, answer in enumerate(told):
+        if rank != lost:
+            message, gone, seconds = answer
+            assert gone == (lost,)
+            assert message.startswith(f"no answer from rank {lost}: {reason}; start the ranks anew")
+            assert seconds < limit

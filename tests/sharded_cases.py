@@ -1,0 +1,364 @@
+"""What each rank does in the tests of the sharded index: it holds the answers against one index of all codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+import agmh_fast as af
+from agmh_fast.search import LostRankError, peers
+from agmh_fast.search.merging import CANDIDATE_BYTES
+
+
+@cache
+def group_of(size: int) -> dist.ProcessGroup | None:
+    """The first `size` ranks, made once; every rank of the world must ask."""
+    return dist.new_group(list(range(size)), backend="gloo")
+
+
+def codes_of(rng: np.random.Generator, rows: int, bits: int, distinct: int | None = None) -> np.ndarray:
+    codes = np.packbits(rng.integers(0, 2, (distinct or rows, bits), dtype=np.uint8), axis=1)
+    return codes if distinct is None else codes[rng.integers(0, distinct, rows)]
+
+
+def split(rng: np.random.Generator, rows: int, ranks: int) -> np.ndarray:
+    """Ends of uneven shares, empty ones too."""
+    return np.concatenate([[0], np.sort(rng.integers(0, rows + 1, ranks - 1)), [rows]]).astype(int)
+
+
+def both(rank: int, size: int, bits: int, rows: int, seed: int, **options: Any) -> tuple[Any, Any, np.random.Generator]:
+    """The same codes as one index and as shards, in two calls of add: ids count on through the ranks of each."""
+    # Of their own, so that the codes are the same for any number of ranks.
+    rng, ends_rng = np.random.default_rng(seed), np.random.default_rng([seed, size])
+    whole, sharded = af.HammingIndex(bits), af.ShardedHammingIndex(bits, group=group_of(size))
+    distinct, custom = options.get("distinct"), options.get("ids", False)
+    free = rng.permutation(3 * rows + 3)[: 2 * rows] if custom else None
+    for part in range(2):
+        codes, ends = codes_of(rng, rows, bits, distinct), split(ends_rng, rows, size)
+        ids = None if free is None else free[part * rows : (part + 1) * rows]
+        whole.add(codes, ids)
+        own = slice(ends[rank], ends[rank + 1])
+        sharded.add(codes[own], None if ids is None else ids[own])
+    assert len(sharded) == len(whole) == 2 * rows
+    return whole, sharded, rng
+
+
+def same(result: tuple, expected: tuple) -> None:
+    for ours, theirs in zip(result, expected, strict=True):
+        assert type(ours) is type(theirs)
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        assert bool((ours == theirs).all())
+
+
+def masks_of(rng: np.random.Generator, whole: Any, queries: int) -> list[Any]:
+    items = len(whole)
+    some = rng.permutation(np.concatenate([whole.ids[rng.random(items) < 0.3], [-3, 2**62]]))
+    none = np.zeros(items, bool)
+    return [None, some, [], rng.random(items) < 0.5, rng.random((queries, items)) < 0.2, none]
+
+
+def same_answers(rank: int, size: int, bits: int, rows: int, seed: int, options: dict[str, Any]) -> None:
+    """Every search of the shards against that of the whole: k, masks, largest distance, radius, no queries."""
+    group_of(size)
+    if rank >= size:
+        return
+    whole, sharded, rng = both(rank, size, bits, rows, seed, **options)
+    for count in (0, 1, 5):
+        queries = codes_of(rng, count, bits)
+        for mask in masks_of(rng, whole, count):
+            for k in sorted({1, 3, rows // 2 + 1, 2 * rows + 7}):
+                same(sharded.search(queries, k, mask), whole.search(queries, k, mask))
+            same(sharded.search(queries, 9, mask, bits // 3), whole.search(queries, 9, mask, bits // 3))
+            for radius in (0, bits // 3, bits + 1):
+                same(sharded.range_search(queries, radius, mask), whole.range_search(queries, radius, mask))
+    tensor = torch.from_numpy(codes_of(rng, 3, bits))
+    same(sharded.search(tensor, 4), whole.search(tensor, 4))
+    same(sharded.range_search(tensor, bits // 2), whole.range_search(tensor, bits // 2))
+    gone = rng.permutation(whole.ids.copy())[: len(whole) // 3]
+    mask = rng.random(len(whole) - len(gone)) < 0.5
+    whole.remove(gone)
+    sharded.remove(gone)
+    assert len(sharded) == len(whole)
+    same(sharded.search(queries, 8, mask), whole.search(queries, 8, mask))
+    one = codes_of(rng, size, bits)
+    whole.add(one)
+    sharded.add(one[rank : rank + 1])
+    same(sharded.search(one, len(whole)), whole.search(one, len(whole)))
+    joined = sharded.to_index()
+    assert np.array_equal(joined.ids, whole.ids)
+    assert np.array_equal(joined.codes, whole.codes)
+    assert joined._contents().next_id == whole._contents().next_id
+
+
+def save_everywhere(rank: int, sizes: tuple[int, ...], folder: str) -> None:
+    """Save from every number of ranks, load on every number, and compare with the whole; then go on adding."""
+    for size in sizes:
+        group_of(size)
+        if rank < size:
+            whole, sharded, _ = both(rank, size, 20, 11, 5, ids=True)
+            sharded.save(Path(folder, str(size)))
+            sharded.save(Path(folder, str(size)))  # over the first
+    dist.barrier()
+    assert [len(list(Path(folder, str(size)).iterdir())) for size in sizes] == [size + 1 for size in sizes]
+    query = codes_of(np.random.default_rng(6), 4, 20)
+    for saved in sizes:
+        for size in sizes:
+            if rank < size:
+                whole, _, _ = both(rank, size, 20, 11, 5, ids=True)
+                loaded = af.ShardedHammingIndex.load(Path(folder, str(saved)), group=group_of(size))
+                assert np.array_equal(loaded.to_index().ids, whole.ids)
+                same(loaded.search(query, 30), whole.search(query, 30))
+                loaded.add(query[rank : rank + 1])
+                whole.add(query[:size])
+                same(loaded.search(query, 30), whole.search(query, 30))
+
+
+def shard_a_plain_index(rank: int, size: int, file: str) -> None:
+    group_of(size)
+    if rank >= size:
+        return
+    whole = af.HammingIndex(33)
+    whole.add(codes_of(np.random.default_rng(0), 10, 33), np.arange(10)[::-1] * 7)
+    whole.remove([63])
+    sharded = af.ShardedHammingIndex.from_index(whole, group_of(size))
+    assert abs(len(sharded.shard) - 9 / size) < 1
+    query = whole.codes[:2].copy()
+    same(sharded.search(query, 9), whole.search(query, 9))
+    whole.add(query[:1])
+    sharded.add(query[:1] if rank == size - 1 else query[:0])
+    assert sharded.to_index().ids.tolist() == whole.ids.tolist()
+    assert whole.ids[-1] == 64  # the largest id was removed: the next one still comes after it
+    if size > 1:
+        other = af.HammingIndex(33)
+        other.add(whole.codes[::-1] if rank else whole.codes)
+        raises(af.InputError, "codes of index must be the same on every rank: rank 1", other_index, other, size)
+    mapped = af.HammingIndex.load(file)
+    same(af.ShardedHammingIndex.from_index(mapped, group_of(size)).search(query, 3), mapped.search(query, 3))
+
+
+def other_index(index: af.HammingIndex, size: int) -> None:
+    af.ShardedHammingIndex.from_index(index, group_of(size))
+
+
+def raises(kind: type[Exception], text: str, function: Any, *args: Any, **options: Any) -> None:
+    with pytest.raises(kind) as caught:
+        function(*args, **options)
+    assert text in str(caught.value), f"{str(caught.value)!r} lacks {text!r}"
+    assert "\n" not in str(caught.value)
+
+
+def bad_arguments(rank: int, bad: int) -> None:
+    """A mistake on rank `bad` is an error on all of them, and the index is as it was and works on."""
+    whole, sharded, rng = both(rank, 3, 12, 6, 3)
+    queries, before = codes_of(rng, 2, 12), (whole.codes.tolist(), whole.ids.tolist())
+    mine = rank == bad
+    told = "" if mine else f"rank {bad}: "
+    padded = np.array([[0, 1]], np.uint8)
+    for text, call in {
+        "k must be": lambda: sharded.search(queries, 0 if mine else 3),
+        "queries must have 2 bytes": lambda: sharded.search(queries[:, :1] if mine else queries, 3),
+        "queries": lambda: sharded.search(padded if mine else queries[:1], 3),
+        "max_distance must be": lambda: sharded.search(queries, 3, None, -1 if mine else 2),
+        "mask must have one entry for each of the 12 items": lambda: sharded.search(
+            queries, 3, np.ones(11 if mine else 12, bool)
+        ),
+        "radius must be": lambda: sharded.range_search(queries, "x" if mine else 3),
+        "codes must be uint8": lambda: sharded.add(queries.astype(int) if mine else queries),
+        "codes": lambda: sharded.add(padded if mine else queries),
+        "ids must have one entry": lambda: sharded.add(queries, [20 + 2 * rank, 21 + 2 * rank][: 1 if mine else 2]),
+        "ids: 50 is given twice": lambda: sharded.add(queries, [50, 50] if mine else [30 + 2 * rank, 31 + 2 * rank]),
+        "ids must be from 0": lambda: sharded.add(queries[:1], [-1 if mine else 20 + rank]),
+        "ids must be whole numbers": lambda: sharded.remove([0.5] if mine else [1]),
+        "output folder": lambda: sharded.save("/dev/null/x"),
+        "there is no sharded index": lambda: af.ShardedHammingIndex.load("/nowhere"),
+        "bits must be": lambda: af.ShardedHammingIndex(0 if mine else 12),
+        "device must be": lambda: af.ShardedHammingIndex(12, "no" if mine else "cpu"),
+        "timeout must be": lambda: af.ShardedHammingIndex(12, timeout=-1 if mine else 30),
+        "index must be a HammingIndex": lambda: af.ShardedHammingIndex.from_index(3 if mine else whole),
+    }.items():
+        both_fail = "output" in text or "there is no" in text
+        raises(af.InputError, ("" if both_fail else told) + text, call)
+    # Fine by itself, and different.
+    for name, call in {
+        "queries": lambda: sharded.search(queries + np.uint8(16 * mine), 3),
+        "k": lambda: sharded.search(queries, 4 if mine else 3),
+        "mask": lambda: sharded.search(queries, 3, [rank + 1] if mine else [0]),
+        "max_distance": lambda: sharded.search(queries, 3, None, 4 if mine else 3),
+        "radius": lambda: sharded.range_search(queries, 4 if mine else 3),
+        "ids": lambda: sharded.remove([1] if mine else [2]),
+        "bits": lambda: af.ShardedHammingIndex(12 + mine),
+    }.items():
+        raises(af.InputError, f"{name} must be the same on every rank: rank {bad or 1} gave another than rank 0", call)
+    calls = "every rank must make the same calls in the same order: rank "
+    raises(af.InputError, calls, lambda: sharded.remove([1]) if mine else sharded.search(queries, 2))
+    # What only all ranks together can see.
+    raises(af.InputError, "ids: 3", sharded.add, queries[:1], [3 if mine else 20 + rank])
+    raises(af.InputError, "too; ids must be unique", sharded.add, queries[:1], [77])
+    raises(
+        af.InputError, "ids must come from every rank or from none", sharded.add, queries[:1], [30] if mine else None
+    )
+    raises(af.InputError, "ids: 99 is not in the index; nothing was removed", sharded.remove, [1, 99])
+    raises(af.InputError, "ids: 1 is given twice", sharded.remove, [1, 2, 1])
+    now = sharded.to_index()
+    assert (now.codes.tolist(), now.ids.tolist()) == before
+    assert len(sharded) == 12
+    sharded.add(queries[:1] if mine else queries[:0], [12] if mine else None)  # who adds nothing need not say of what
+    whole.add(queries[:1])
+    same(sharded.search(queries, 13), whole.search(queries, 13))
+    # Ids that nobody has left, and none to come after them.
+    sharded.add(queries[:1] if mine else queries[:0], [2**63 - 2] if mine else [])
+    raises(af.InputError, "ids: none are left after 9223372036854775806", sharded.add, queries[:1])
+    # No room on one rank: all hear of it.
+    kind = MemoryError
+    raises(kind, "" if mine else f"rank {bad}: ", fail_to_search, sharded, queries, mine)
+    raises(kind, "" if mine else f"rank {bad}: ", fail_to_store, sharded, queries, mine)
+    same(sharded.search(queries, 13), sharded.to_index().search(queries, 13))
+    assert len(sharded) == 14
+
+
+def fail_to_search(sharded: af.ShardedHammingIndex, queries: np.ndarray, fails: bool) -> None:
+    shard = sharded._shard
+    sharded._shard = Short(shard) if fails else shard
+    try:
+        sharded.search(queries, 2)
+    finally:
+        sharded._shard = shard
+
+
+def fail_to_store(sharded: af.ShardedHammingIndex, queries: np.ndarray, fails: bool) -> None:
+    """Adding and removing where one rank has no room: the others undo theirs."""
+    shard, held = sharded._shard, sharded.to_index()
+    sharded._shard = Short(shard) if fails else shard
+    try:
+        raises(MemoryError, "", sharded.remove, held.ids.tolist())
+        assert len(sharded) == len(held)
+        sharded.add(queries[:1], [100 + dist.get_rank()])
+    finally:
+        sharded._shard = shard
+        now = sharded.to_index()
+        assert np.array_equal(now.ids, held.ids)
+        assert np.array_equal(now.codes, held.codes)
+
+
+class Short:
+    """A shard on a machine that is short of memory."""
+
+    def __init__(self, shard: af.HammingIndex) -> None:
+        self.shard = shard
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.shard, name)
+
+    def search(self, *_: Any) -> None:
+        raise MemoryError("short of memory")
+
+    add = remove = search
+
+
+def lose_a_rank(rank: int, lost: int, how: str, timeout: float) -> tuple[str, tuple[int, ...], float] | None:
+    """Rank `lost` dies or stops before a search; what the others are told, and after how long."""
+    sharded = af.ShardedHammingIndex(8, timeout=timeout)
+    sharded.add(np.full((2, 1), rank, np.uint8))
+    query = np.zeros((1, 1), np.uint8)
+    if rank == lost:
+        if how == "dies before it sends its candidates":
+            sharded._merge = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            sharded.search(query, 2)
+        os.kill(os.getpid(), signal.SIGKILL if how == "dies" else signal.SIGSTOP)
+    begun = time.monotonic()
+    try:
+        sharded.search(query, 2)
+    except LostRankError as error:
+        after = time.monotonic() - begun
+        raises(LostRankError, str(error), sharded.search, query, 2)  # and so it stays
+        raises(LostRankError, str(error), sharded.add, query)
+        return str(error), error.ranks, after
+    raise AssertionError("nobody was missed")
+
+
+def count_traffic(rank: int, size: int) -> None:
+    """Messages and bytes that each call hands to torch.distributed, against the formulas of docs/sharded.md."""
+    group_of(size)
+    if rank >= size:
+        return
+    sent = []
+    send = dist.isend
+
+    def counting_send(tensor: torch.Tensor, **options: Any) -> Any:
+        sent.append(tensor.numel() * tensor.element_size())
+        return send(tensor, **options)
+
+    def traffic() -> tuple[int, int]:
+        """Messages and bytes since the last call."""
+        result = len(sent), sum(sent)
+        sent.clear()
+        return result
+
+    peers.dist.isend = counting_send
+    try:
+        bits, others, header = 48, size - 1, peers.HEADER_BYTES
+        rng = np.random.default_rng(0)
+        items = [5 + 3 * r for r in range(size)]
+        total, own = sum(items), items[rank]
+        sharded = af.ShardedHammingIndex(bits, group=group_of(size))
+        traffic()
+        codes = codes_of(rng, total, bits)
+        start = sum(items[:rank])
+        sharded.add(codes[start : start + own])
+        assert traffic() == (2 * others, 2 * others * header)
+        for count in (8, 100):
+            queries = codes_of(rng, count, bits)
+            part = [count * (r + 1) // size - count * r // size for r in range(size)]
+            for k in (2, 7, 1000):
+                sharded.search(queries, k)
+                candidates = (count - part[rank]) * min(k, own)
+                found = min(k, sum(min(k, n) for n in items))
+                expected = 2 * others * header + CANDIDATE_BYTES * (candidates + others * part[rank] * found)
+                assert traffic() == (4 * others, expected)
+            lims = sharded.range_search(queries, bits // 2).lims
+            ends = [count * r // size for r in range(size + 1)]
+            mine = af.HammingIndex(bits)
+            mine.add(codes[start : start + own])
+            own_lims = mine.range_search(queries, bits // 2).lims
+            elsewhere = own_lims[-1] - (own_lims[ends[rank + 1]] - own_lims[ends[rank]])
+            merged = lims[ends[rank + 1]] - lims[ends[rank]]
+            expected = others * (2 * header + 8 * count + CANDIDATE_BYTES * merged) + CANDIDATE_BYTES * elsewhere
+            assert traffic() == (5 * others, expected)
+        everything = np.ones(total, bool)
+        sharded.search(queries, 2)
+        plain = traffic()
+        sharded.search(queries, 2, everything)
+        assert traffic() == (plain[0] + others, plain[1] + 8 * own * others)
+        sharded.search(queries, 2, everything)
+        assert traffic() == plain
+        sharded.remove([0, 1, 2])
+        assert traffic() == (3 * others, others * (2 * header + 1))
+        sharded.add(queries[:3], 1000 + 10 * rank + np.arange(3))
+        assert traffic() == (3 * others, others * (2 * header + 8 * 3))
+        sharded.to_index()
+        assert traffic() == (3 * others, others * (header + (8 + 8) * len(sharded.shard)))
+    finally:
+        peers.dist.isend = send
+
+
+def batched_transfers(rank: int) -> None:
+    """The way of tensors on a GPU, taken by tensors on the CPU: one batch over the caller's group."""
+    whole, sharded, rng = both(rank, 3, 24, 20, 9)
+    ours = sharded._peers
+    ours._transfer = ours._transfer_on_device
+    queries = codes_of(rng, 4, 24)
+    same(sharded.search(queries, 7), whole.search(queries, 7))
+    same(sharded.range_search(queries, 9), whole.range_search(queries, 9))
