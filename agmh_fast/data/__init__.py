@@ -8,12 +8,40 @@ from collections.abc import Callable
 from typing import Any
 
 from agmh_fast.data.base import ImageSet, RetrievalData, batches
+from agmh_fast.data.custom import folder, listing
 from agmh_fast.data.fonts import fonts
+from agmh_fast.data.images import ImageFiles, fingerprint
+from agmh_fast.data.published import aircraft, cub, food101, nabirds, vegfru
 from agmh_fast.errors import require
 
-__all__ = ["DATASETS", "ImageSet", "RetrievalData", "batches", "fonts", "load"]
+__all__ = [
+    "DATASETS",
+    "ImageFiles",
+    "ImageSet",
+    "RetrievalData",
+    "aircraft",
+    "batches",
+    "cub",
+    "fingerprint",
+    "folder",
+    "fonts",
+    "food101",
+    "listing",
+    "load",
+    "nabirds",
+    "vegfru",
+]
 
-DATASETS: dict[str, Callable[..., RetrievalData]] = {"fonts": fonts}
+DATASETS: dict[str, Callable[..., RetrievalData]] = {
+    "aircraft": aircraft,
+    "cub": cub,
+    "folder": folder,
+    "fonts": fonts,
+    "food101": food101,
+    "listing": listing,
+    "nabirds": nabirds,
+    "vegfru": vegfru,
+}
 """Name -> function that makes the dataset."""
 
 

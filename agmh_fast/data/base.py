@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from agmh_fast.errors import require, require_int
+from agmh_fast.errors import InputError, require, require_int
 
 
 class ImageSet(Protocol):
@@ -77,7 +77,8 @@ def batches(
 
     With a seed the views are random, each batch from its own generator, seeded by (seed, epoch, batch number); with
     None they are deterministic. The result is the same for every number of workers, and torch's global random state
-    is left alone. Raises InputError if an item is not in 0..len(images)-1 or a number is out of range.
+    is left alone. Raises InputError if an item is not in 0..len(images)-1 or a number is out of range; what `images`
+    raises as InputError comes out as it is, from workers too.
     """
     items = torch.as_tensor(order)
     require(
@@ -97,7 +98,13 @@ def batches(
     dataset = _Batches(images, items.split(batch_size) if items.numel() else (), seed, epoch)
     # A loader draws one number when its iterator starts: from a generator of its own, else the global state would move.
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator().manual_seed(0))
-    return cast("Iterator[tuple[Tensor, Tensor]]", iter(loader))
+    return map(_unwrap, iter(loader))
+
+
+def _unwrap(loaded: tuple[Tensor, Tensor] | InputError) -> tuple[Tensor, Tensor]:
+    if isinstance(loaded, InputError):
+        raise loaded
+    return loaded
 
 
 class _Batches(Dataset):
@@ -109,9 +116,12 @@ class _Batches(Dataset):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | InputError:
         items = self.parts[number]
-        return items, self.images.load(items, self._generator(number))
+        try:
+            return items, self.images.load(items, self._generator(number))
+        except InputError as error:
+            return error  # raised in a worker it would come out with the worker's trace as its message
 
     def _generator(self, number: int) -> torch.Generator | None:
         if self.seed is None:

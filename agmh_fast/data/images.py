@@ -1,0 +1,158 @@
+"""A split of image files: read, cropped as published, and told from other splits by a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from agmh_fast.data.base import RetrievalData
+from agmh_fast.errors import InputError, require, require_int, shown
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, on the scale where white is 1."""
+
+
+class ImageFiles:
+    """Images of the files `folder`/`paths`[i], an `ImageSet` of colour images (3, size, size).
+
+    The random view is RandomResizedCrop(size) and a flip, the deterministic one Resize(size · 8 / 7) of the shorter
+    side and CenterCrop(size), as published for size = 224; both are normalised with ImageNet's mean and deviation.
+
+    paths: relative to `folder`, with "/". labels: (N,) int64 classes from 0, or (N, classes) uint8 multi-hot.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[str], labels: Tensor, size: int = 224) -> None:
+        self.folder, self.paths, self.labels = folder, tuple(paths), labels
+        self.size = require_int("size", size, 8, 4096)
+        self._random_view, self._fixed_view = _views(self.size)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the split, as `fingerprint` says."""
+        return fingerprint(self.paths, self.labels)
+
+    def load(self, items: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Images (B, 3, size, size) float32, normalised; see `ImageSet.load`.
+
+        Raises InputError that names a file that is missing or cannot be read.
+        """
+        pictures = [self.picture(item) for item in items.tolist()]
+        if not pictures:
+            return torch.empty(0, 3, self.size, self.size)
+        if generator is None:
+            return torch.stack([self._fixed_view(picture) for picture in pictures])
+        # The transforms draw from torch's own generator: it gets a seed an image, and its state back.
+        seeds = torch.randint(2**63 - 1, (len(pictures),), generator=generator).tolist()
+        state = torch.get_rng_state()
+        try:
+            views = []
+            for picture, seed in zip(pictures, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                views.append(self._random_view(picture))
+        finally:
+            torch.set_rng_state(state)
+        return torch.stack(views)
+
+    def picture(self, item: int) -> Image:
+        """Image `item` as it is in its file, in RGB."""
+        return read_image(self.folder / self.paths[item])
+
+    def keep(self, items: Sequence[int]) -> ImageFiles:
+        """The split of these items alone."""
+        return ImageFiles(self.folder, [self.paths[item] for item in items], self.labels[list(items)], self.size)
+
+
+def read_image(path: Path) -> Image:
+    """A file's image in RGB; raises InputError that names a missing or damaged one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # whatever a decoder raises on bytes that are not what it takes them for
+        known = isinstance(error, OSError) and error.strerror is not None
+        reason = error.strerror if known else str(error) or type(error).__name__  # type: ignore[attr-defined]
+        how = "mend it, or leave out such images with skip_broken"
+        raise InputError(f"cannot read the image {str(path)!r}: {' '.join(reason.split())}; {how}") from error
+
+
+def fingerprint(paths: Sequence[str], labels: Tensor) -> str:
+    """What tells one split from another, whatever order its images are listed in: SHA-256 in hexadecimal digits.
+
+    It is that of one line an image, `path<TAB>label<LF>` in UTF-8, the lines sorted by their bytes. The path is
+    relative to the dataset's folder, with "/"; the label is the class number from 0, of several the numbers ascending,
+    with commas between them.
+    """
+    if labels.ndim == 1:
+        shown = [str(label) for label in labels.tolist()]
+    else:
+        shown = [",".join(str(number) for number in row.nonzero()[:, 0].tolist()) for row in labels]
+    lines = [os.fsencode(f"{path}\t{label}\n") for path, label in zip(paths, shown, strict=True)]
+    return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+
+
+def image_data(
+    name: str, class_names: Sequence[str], database: ImageFiles, query: ImageFiles, skip_broken: bool
+) -> RetrievalData:
+    """The dataset of two splits; `skip_broken` reads every image once, and leaves out those that cannot be read.
+
+    Raises InputError for a split that is empty or lists a file twice, and for a file in both.
+    """
+    require(isinstance(skip_broken, bool), f"skip_broken must be True or False, got {shown(skip_broken)}")
+    if skip_broken:
+        database, query = _readable(database), _readable(query)
+    for split, images in (("database", database), ("query", query)):
+        require(len(images) > 0, f"dataset {name!r}: its {split} split is empty")
+        require(len(set(images.paths)) == len(images), f"dataset {name!r}: its {split} split lists a file twice")
+    shared = sorted(set(database.paths) & set(query.paths))
+    if shared:
+        raise InputError(f"dataset {name!r}: {shared[0]!r} is in both splits")
+    return RetrievalData(name, tuple(class_names), database, query, MEAN, STD)
+
+
+def _readable(images: ImageFiles) -> ImageFiles:
+    broken = {item for item, _ in broken_images(images)}
+    return images.keep([item for item in range(len(images)) if item not in broken]) if broken else images
+
+
+def _views(size: int) -> tuple[Any, Any]:
+    from torchvision.transforms import v2
+
+    def then(*first: Any) -> Any:
+        return v2.Compose([*first, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+    fixed = then(v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size))
+    return then(v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()), fixed
+
+
+def broken_images(images: ImageFiles, advance: Callable[[], object] = lambda: None) -> list[tuple[int, str]]:
+    """Items that cannot be read and why, after reading every image; `advance` is called after each."""
+
+    def fault(item: int) -> str | None:
+        try:
+            images.picture(item)
+        except InputError as error:
+            return str(error)
+        return None
+
+    broken = []
+    # Decoders leave Python's lock alone.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for item, reason in enumerate(pool.map(fault, range(len(images)))):
+            advance()
+            if reason is not None:
+                broken.append((item, reason))
+    return broken
