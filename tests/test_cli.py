@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import miniatures
 import numpy as np
 import pytest
 
@@ -42,11 +43,13 @@ def _run(capsys, line):
     return code, out, err
 
 
-def _require_mistake(capsys, line, text):
+def _require_mistake(capsys, line, text, prints_splits=False):
     try:
         code, out, err = _run(capsys, line)
     except SystemExit as stop:
         code, (out, err) = stop.code, capsys.readouterr()
+    if prints_splits:
+        err = "".join(said for said in err.splitlines(keepends=True) if ", SHA-256 " not in said)
     assert code == 2
     assert out == ""
     assert err.startswith("agmh-fast: ")
@@ -102,6 +105,14 @@ def test_version(capsys):
         ("train --backbone vgg", "backbone"),
         ("train --resume --output nowhere", "no checkpoint.pt in 'nowhere' to resume"),
         ("train --dataset fonts --root x", "root"),
+        ("train --dataset fonts --skip-broken", "dataset 'fonts' takes no skip_broken"),
+        ("train --dataset cub --root nowhere", "is missing: cub has images.txt"),
+        ("data", "task"),
+        ("data check --dataset cub", "--root"),
+        ("data check --dataset dogs --root x", "dataset 'dogs' is not known"),
+        ("data check --dataset fonts --root x", "dataset 'fonts' takes no root"),
+        ("data check --dataset food101 --root x.npy", "is missing: food101 has meta/labels.txt"),
+        ("data check --dataset listing --root .", "'train.txt' is missing"),
         ("index x.npy --bits 48 --output y", "codes must have 6 bytes a row for 48 bits"),
         ("index x.npy --bits 0 --output y", "bits"),
         ("index xl.npy --bits 12 --output y", "codes must be uint8"),
@@ -258,3 +269,81 @@ def test_a_reader_that_leaves_is_no_fault(files):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err == ""
+
+
+def test_data_check(tmp_path, capsys):
+    folder = miniatures.cub(tmp_path / "CUB_200_2011")
+    line = f"data check --dataset cub --root {tmp_path}"
+    code, out, err = _run(capsys, f"{line} --json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    data = af.data.load("cub", folder)
+    assert report == {
+        "dataset": "cub",
+        "folder": str(folder),
+        "classes": 200,
+        "official": {"classes": 200, "database": 5994, "query": 5794},
+        "splits": {
+            name: {
+                "images": len(images),
+                "classes": classes,
+                "smallest_class": 1,
+                "largest_class": largest,
+                "fingerprint": images.fingerprint,
+                "missing": [],
+                "broken": [],
+            }
+            for name, images, classes, largest in (("database", data.database, 200, 2), ("query", data.query, 199, 1))
+        },
+    }
+    code, out, err = _run(capsys, line)
+    assert (code, err) == (0, "")
+    assert "200 classes (officially 200)" in out
+    assert "query: 199 images (officially 5794), 199 classes of 1 to 1 images" in out
+    assert f"SHA-256 {data.query.fingerprint}" in out
+
+
+def test_data_check_names_what_is_missing_or_broken(tmp_path, capsys):
+    folder = miniatures.cub(tmp_path / "CUB_200_2011")
+    data = af.data.load("cub", folder)
+    database, query = data.database.paths, data.query.paths
+    (folder / database[5]).unlink()
+    (folder / query[0]).write_bytes((folder / query[0]).read_bytes()[:-200])
+    for path in query[1:26]:
+        (folder / path).write_bytes(b"")
+    line = f"data check --dataset cub --root {folder}"
+    code, out, err = _run(capsys, f"{line} --json")
+    splits = json.loads(out)["splits"]
+    assert code == 2
+    assert err == "agmh-fast: root: 27 of 598 images are missing or broken: mend them, or use skip_broken\n"
+    assert splits["database"]["missing"] == [database[5]]
+    assert splits["database"]["broken"] == splits["query"]["missing"] == []
+    assert [fault["path"] for fault in splits["query"]["broken"]] == list(query[:26])
+    assert "truncated" in splits["query"]["broken"][0]["reason"]
+    code, out, _ = _run(capsys, line)
+    assert code == 2
+    assert f"  missing {database[5]}\n" in out
+    assert f"  broken {query[0]}: image file is truncated" in out
+    assert "  and 6 more, all of them in --json" in out
+
+
+def test_train_on_files_says_and_keeps_which_split_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    miniatures.put(tmp_path / "images", [f"{number}.jpg" for number in range(9)])
+    miniatures.write(tmp_path / "train.txt", [f"images/{n}.jpg {'a,b' if n % 2 else 'c'}" for n in range(6)])
+    miniatures.write(tmp_path / "test.txt", [f"images/{n}.jpg {'b' if n % 2 else 'c'}" for n in range(6, 9)])
+    line = f"{QUICK_TRAIN} --dataset listing --root . --backbone resnet18 --max-iter 1 --max-epoch 1 --output run"
+    code, _, err = _run(capsys, line)
+    assert code == 0, err
+    marks = af.data.load("listing", ".").fingerprints
+    assert f"listing, database: 6 images, SHA-256 {marks['database']}\n" in err
+    assert af.train.load_meta("run")["fingerprints"] == marks
+    assert af.train.load_run("run").bits == 8
+    # Another split is no continuation of the run, though it has as many images and the same labels.
+    Path("images/9.jpg").write_bytes(Path("images/0.jpg").read_bytes())
+    text = Path("train.txt").read_text()
+    Path("train.txt").write_text(text.replace("images/0.jpg", "images/9.jpg"))
+    _require_mistake(capsys, "train --resume --output run", "dataset is", prints_splits=True)
+    Path("train.txt").write_text(text + "images/10.jpg c\n")
+    _require_mistake(capsys, f"{line}-2 --num-samples 9", "cannot read the image 'images/10.jpg'", prints_splits=True)
+    assert _run(capsys, "train --resume --output run --skip-broken")[0] == 0

@@ -54,6 +54,12 @@ class RetrievalData:
         """How many classes the labels tell apart."""
         return len(self.class_names)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of "database" and "query", what tells them from others (`ImageFiles`); empty for images not in files."""
+        splits = {"database": self.database, "query": self.query}
+        return {name: images.fingerprint for name, images in splits.items() if hasattr(images, "fingerprint")}
+
     def pictures(self, images: Tensor) -> np.ndarray:
         """Normalised images (B, C, H, W), C of 1 or 3, as uint8 (B, H, W, 3) to look at. Raises InputError."""
         require(

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the split, as `fingerprint` says."""
         return fingerprint(self.paths, self.labels)
@@ -77,16 +78,23 @@ class ImageFiles:
 
 def read_image(path: Path) -> Image:
     """A file's image in RGB; raises InputError that names a missing or damaged one."""
+    image = _decoded(path)
+    if isinstance(image, str):
+        how = "mend it, or leave out such images with skip_broken"
+        raise InputError(f"cannot read the image {str(path)!r}: {image}; {how}")
+    return image
+
+
+def _decoded(path: Path) -> Image | str:
+    """The image, or why there is none."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except Exception as error:  # whatever a decoder raises on bytes that are not what it takes them for
-        known = isinstance(error, OSError) and error.strerror is not None
-        reason = error.strerror if known else str(error) or type(error).__name__  # type: ignore[attr-defined]
-        how = "mend it, or leave out such images with skip_broken"
-        raise InputError(f"cannot read the image {str(path)!r}: {' '.join(reason.split())}; {how}") from error
+        told = error.strerror if isinstance(error, OSError) else None
+        return " ".join((told or str(error) or type(error).__name__).split())
 
 
 def fingerprint(paths: Sequence[str], labels: Tensor) -> str:
@@ -142,11 +150,8 @@ def broken_images(images: ImageFiles, advance: Callable[[], object] = lambda: No
     """Items that cannot be read and why, after reading every image; `advance` is called after each."""
 
     def fault(item: int) -> str | None:
-        try:
-            images.picture(item)
-        except InputError as error:
-            return str(error)
-        return None
+        image = _decoded(images.folder / images.paths[item])
+        return image if isinstance(image, str) else None
 
     broken = []
     # Decoders leave Python's lock alone.

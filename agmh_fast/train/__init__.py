@@ -5,7 +5,7 @@ from __future__ import annotations
 from agmh_fast.ops.hashing import HashingState
 from agmh_fast.train.config import TrainConfig
 from agmh_fast.train.encoding import encode_set, evaluate
-from agmh_fast.train.loop import TrainResult, fit
+from agmh_fast.train.loop import TrainResult, fit, load_data
 from agmh_fast.train.models import load_codes, load_meta, load_run
 from agmh_fast.train.progress import ConsoleProgress, Event, silent
 
@@ -19,6 +19,7 @@ __all__ = [
     "evaluate",
     "fit",
     "load_codes",
+    "load_data",
     "load_meta",
     "load_run",
     "silent",

@@ -65,8 +65,9 @@ def stored_settings(folder: Path) -> dict[str, Any]:
 
 
 def describe_data(data: RetrievalData) -> dict[str, Any]:
-    """What tells one dataset from another: its name, and sizes and label checksums of its splits."""
-    return {"name": data.name, "database": _describe(data.database), "query": _describe(data.query)}
+    """What tells one dataset from another: its name, sizes and label checksums of its splits, their fingerprints."""
+    splits = {"database": _describe(data.database), "query": _describe(data.query)}
+    return {"name": data.name, **splits, "fingerprints": data.fingerprints}
 
 
 def _describe(images: ImageSet) -> list[int]:

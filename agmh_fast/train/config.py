@@ -19,8 +19,9 @@ from agmh_fast.ops.hashing import MAX_BITS
 BACKBONES = ("auto", "small", *RESNETS)
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What may differ between a run and its continuation, for it does not bear on what is learned.
-_FREE = ("root", "workers", "device", "output", "resume", "eval_every", "ties", "checkpoint_seconds")
+# What may differ between a run and its continuation, for it does not bear on what is learned; the images do, and are
+# compared by themselves.
+_FREE = ("root", "skip_broken", "workers", "device", "output", "resume", "eval_every", "ties", "checkpoint_seconds")
 
 
 def _setting(default: object, text: str) -> Any:
@@ -34,6 +35,7 @@ class TrainConfig:
 
     dataset: str = _setting("fonts", "a name of agmh_fast.data.DATASETS")
     root: str | None = _setting(None, "folder of the dataset")
+    skip_broken: bool = _setting(False, "leave out images that cannot be read, after reading all of them once")
     bits: int = _setting(48, "code length, 1..4096")
     backbone: str = _setting(
         "auto", "small, a ResNet such as resnet50, or auto: resnet50 for colour images, small for grey ones"
@@ -87,7 +89,7 @@ class TrainConfig:
             self._check_number(name)
         for name in ("momentum", "warmup"):
             self._check_number(name, below=1)
-        for name in ("resume", "channels_last"):
+        for name in ("resume", "channels_last", "skip_broken"):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False, got {getattr(self, name)!r}")
         require(not self.resume or self.output is not None, "output must name the folder of the run to resume")
         self._check_device()

@@ -57,7 +57,7 @@ def fit(
     """Train a model and the database's codes; with an output folder also leave a checkpoint, scalars.csv and the
     models there.
 
-    data: None loads `config.dataset`. model: None builds one from the settings; one of your own keeps its weights,
+    data: None takes `load_data(config)`. model: None builds one from the settings; one of your own keeps its weights,
     and is changed in place. progress: called at every `Event`; None shows a bar or lines on stderr.
 
     A run that was stopped (an exception, Ctrl-C, a power cut) goes on from its last checkpoint with `resume=True`,
@@ -65,11 +65,17 @@ def fit(
     as published. Raises InputError for settings that do not fit and for a loss that is not finite, which leaves the
     last checkpoint as it is.
     """
-    data = load(config.dataset, root=config.root) if data is None else data
+    data = load_data(config) if data is None else data
     run = _Run(config, data, model, progress or ConsoleProgress(config.max_iter))
     seconds = run.train()
     score, best = run.history[-1]["map"], run.best
     return TrainResult(run.model.eval(), run.state, run.history, score, best["map"], best["iteration"], seconds)
+
+
+def load_data(config: TrainConfig) -> RetrievalData:
+    """The dataset that the settings name; raises InputError as `agmh_fast.data.load` does."""
+    options = {"skip_broken": True} if config.skip_broken else {}
+    return load(config.dataset, root=config.root, **options)
 
 
 class _Run:

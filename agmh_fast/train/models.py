@@ -59,6 +59,7 @@ def describe_model(config: TrainConfig, data: RetrievalData, own_model: bool) ->
         "class_names": list(data.class_names),
         "mean": list(data.mean),
         "std": list(data.std),
+        "fingerprints": data.fingerprints,
         "config": config.to_mapping(),
     }
 
@@ -100,7 +101,9 @@ def load_codes(folder: str | os.PathLike[str], which: str = "best") -> Tensor:
 
 
 def load_meta(folder: str | os.PathLike[str], which: str = "best") -> dict[str, Any]:
-    """What was stored with `load_run(folder, which)`: map, iteration, class_names, mean, std, config; same errors."""
+    """What was stored with `load_run(folder, which)`: map, iteration, class_names, mean, std, fingerprints of the
+    splits, config; same errors.
+    """
     return _read(folder, which)[1]
 
 

@@ -40,6 +40,7 @@ BAD = {
     "channels_last": [1],
     "output": [b"", 5],
     "resume": ["yes"],
+    "skip_broken": ["yes"],
     "eval_every": [0],
     "ties": ["random"],
     "checkpoint_seconds": [-1],
