@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agmh_fast.data.base import ImageSet, RetrievalData, batches
+from agmh_fast.data.cache import CachedImages, cached
 from agmh_fast.data.custom import folder, listing
 from agmh_fast.data.fonts import fonts
 from agmh_fast.data.images import ImageFiles, fingerprint
@@ -16,11 +17,13 @@ from agmh_fast.errors import require
 
 __all__ = [
     "DATASETS",
+    "CachedImages",
     "ImageFiles",
     "ImageSet",
     "RetrievalData",
     "aircraft",
     "batches",
+    "cached",
     "cub",
     "fingerprint",
     "folder",

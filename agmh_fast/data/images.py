@@ -35,7 +35,9 @@ class ImageFiles:
     def __init__(self, folder: Path, paths: Sequence[str], labels: Tensor, size: int = 224) -> None:
         self.folder, self.paths, self.labels = folder, tuple(paths), labels
         self.size = require_int("size", size, 8, 4096)
-        self._random_view, self._fixed_view = _views(self.size)
+        # Of the shorter side before the centre is cut out: 256 for 224.
+        self.side = round(self.size * 8 / 7)
+        self._random_view, self._fixed_view = _views(self.size, self.side)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -136,13 +138,13 @@ def _readable(images: ImageFiles) -> ImageFiles:
     return images.keep([item for item in range(len(images)) if item not in broken]) if broken else images
 
 
-def _views(size: int) -> tuple[Any, Any]:
+def _views(size: int, side: int) -> tuple[Any, Any]:
     from torchvision.transforms import v2
 
     def then(*first: Any) -> Any:
         return v2.Compose([*first, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
-    fixed = then(v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size))
+    fixed = then(v2.Resize(side), v2.CenterCrop(size))
     return then(v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()), fixed
 
 

@@ -36,6 +36,7 @@ class TrainConfig:
     dataset: str = _setting("fonts", "a name of agmh_fast.data.DATASETS")
     root: str | None = _setting(None, "folder of the dataset")
     skip_broken: bool = _setting(False, "leave out images that cannot be read, after reading all of them once")
+    cache: str | None = _setting(None, "folder for decoded images, written at first; random crops come from those")
     bits: int = _setting(48, "code length, 1..4096")
     backbone: str = _setting(
         "auto", "small, a ResNet such as resnet50, or auto: resnet50 for colour images, small for grey ones"
@@ -70,7 +71,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("root", "weights", "output"):
+        for name in ("root", "cache", "weights", "output"):
             self._check_path(name)
         self._check_choice("backbone", BACKBONES)
         self._check_choice("schedule", SCHEDULES)

@@ -7,6 +7,7 @@ Source: Lu et al., ACM MM 2023; the objective and its alternation are those of A
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agmh_fast import functional
-from agmh_fast.data import RetrievalData, batches, load
+from agmh_fast.data import RetrievalData, batches, cached, load
 from agmh_fast.errors import InputError, require
 from agmh_fast.files import output_folder
 from agmh_fast.modules import AGMH
@@ -73,9 +74,12 @@ def fit(
 
 
 def load_data(config: TrainConfig) -> RetrievalData:
-    """The dataset that the settings name; raises InputError as `agmh_fast.data.load` does."""
+    """The dataset that the settings name, cached if they say so; raises InputError as `data.load` and `cached` do."""
     options = {"skip_broken": True} if config.skip_broken else {}
-    return load(config.dataset, root=config.root, **options)
+    data = load(config.dataset, root=config.root, **options)
+    if config.cache is None:
+        return data
+    return cached(data, config.cache, lambda line: print(line, file=sys.stderr))
 
 
 class _Run:

@@ -15,6 +15,7 @@ from agmh_fast.train import TrainConfig
 BAD = {
     "dataset": ["", 3],
     "root": [3, ""],
+    "cache": [3, ""],
     "bits": [0, 4097, 12.0, True, "48"],
     "backbone": ["resnet9", None],
     "weights": [1],
