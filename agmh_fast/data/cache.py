@@ -18,9 +18,11 @@ import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from agmh_fast.data.base import RetrievalData
 from agmh_fast.data.images import ImageFiles, read_image
@@ -31,9 +33,6 @@ try:
     import fcntl
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _HEAD = struct.Struct("<16sqq")
 _MAGIC = b"agmh_fast cache1"
@@ -49,13 +48,13 @@ class CachedImages(ImageFiles):
         self.cache = cache
         self._map()
 
-    def picture(self, item: int) -> Image:
-        """Image `item`, shrunk or enlarged, in RGB."""
-        from PIL import Image
-
+    def picture(self, item: int) -> Tensor:
+        """Image `item` in RGB, shrunk or enlarged: uint8 (3, H, W), its channels side by side in memory."""
         height, width = self._shapes[item]
         start = self._starts[item]
-        return Image.fromarray(self._pixels[start : start + 3 * height * width].reshape(height, width, 3))
+        # A copy, as torch takes no memory that may not be written to.
+        pixels = self._pixels[start : start + 3 * height * width].copy()
+        return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
     def _map(self) -> None:
         try:

@@ -56,7 +56,7 @@ class ImageFiles:
         if not pictures:
             return torch.empty(0, 3, self.size, self.size)
         if generator is None:
-            return torch.stack([self._fixed_view(picture) for picture in pictures])
+            return _normalised([self._fixed_view(picture) for picture in pictures])
         # The transforms draw from torch's own generator: it gets a seed an image, and its state back.
         seeds = torch.randint(2**63 - 1, (len(pictures),), generator=generator).tolist()
         state = torch.get_rng_state()
@@ -67,10 +67,10 @@ class ImageFiles:
                 views.append(self._random_view(picture))
         finally:
             torch.set_rng_state(state)
-        return torch.stack(views)
+        return _normalised(views)
 
-    def picture(self, item: int) -> Image:
-        """Image `item` as it is in its file, in RGB."""
+    def picture(self, item: int) -> Image | Tensor:
+        """Image `item` as it is in its file, in RGB; or uint8 (3, H, W)."""
         return read_image(self.folder / self.paths[item])
 
     def keep(self, items: Sequence[int]) -> ImageFiles:
@@ -139,13 +139,19 @@ def _readable(images: ImageFiles) -> ImageFiles:
 
 
 def _views(size: int, side: int) -> tuple[Any, Any]:
+    """What makes an image, or uint8 (3, H, W), a random and the deterministic view of it: uint8 (3, size, size)."""
     from torchvision.transforms import v2
 
-    def then(*first: Any) -> Any:
-        return v2.Compose([*first, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ToImage()])
+    return random, v2.Compose([v2.Resize(side), v2.CenterCrop(size), v2.ToImage()])
 
-    fixed = then(v2.Resize(side), v2.CenterCrop(size))
-    return then(v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()), fixed
+
+def _normalised(views: list[Tensor]) -> Tensor:
+    """Views as one batch: for each image by itself this would take several times as long."""
+    from torchvision.transforms.v2 import functional
+
+    batch = functional.to_dtype(torch.stack(views), torch.float32, scale=True)
+    return functional.normalize(batch, list(MEAN), list(STD), inplace=True)
 
 
 def broken_images(images: ImageFiles, advance: Callable[[], object] = lambda: None) -> list[tuple[int, str]]:
