@@ -108,6 +108,9 @@ class Peers:
         except Exception as raised:
             error, digests = raised, b""
             fault = next((i for i, kind in enumerate(_FAULTS, 1) if isinstance(raised, kind)), len(_FAULTS))
+        except BaseException:
+            self._out_of_step()
+            raise
         text = "" if error is None else f"{'' if fault == 1 else f'{type(error).__name__}: '}{error}"
         padded = (*told, *[0] * (4 - len(told)))
         mine = torch.frombuffer(
@@ -159,10 +162,13 @@ class Peers:
             self._lost = lost
             raise
         except BaseException:
-            # Stopped halfway: the next message would be taken for one of this call.
-            self._lost = LostRankError([self.rank], "it was interrupted while it waited for the others")
+            self._out_of_step()
             raise
         return received
+
+    def _out_of_step(self) -> None:
+        """After an interrupt: the others would take this rank's next message for one of the call it left."""
+        self._lost = LostRankError([self.rank], "this rank was interrupted in a call that the others are in")
 
     def _transfer(self, transfers: Sequence[_Transfer]) -> None:
         """Over gloo. A lost rank stops no transfer between the others, so that each of them names that one alone.

@@ -388,13 +388,14 @@ class ShardedHammingIndex:
 
     def _check_unused(self, everyones: Sequence[np.ndarray]) -> None:
         """Raise InputError for an id of another rank's that this one has, or is about to add."""
+        own = np.sort(everyones[self._peers.rank]) if everyones else self._shard.ids[:0]
         for rank, ids in enumerate(everyones):
             if rank == self._peers.rank:
                 continue
             _, held = _find(self._shard.ids, ids)
             if held.any():
                 raise InputError(f"ids: {ids[held][0]}, given on rank {rank}, is in the index already")
-            _, twice = _find(np.sort(everyones[self._peers.rank]), ids)
+            _, twice = _find(own, ids)
             if twice.any():
                 raise InputError(f"ids: {ids[twice][0]} is given on rank {rank} too; ids must be unique")
 

@@ -79,3 +79,7 @@ def test_a_lost_rank_is_named_in_time(three, lost, how, reason, limit):
             assert gone == (lost,)
             assert message.startswith(f"no answer from rank {lost}: {reason}; start the ranks anew")
             assert seconds < limit
+
+
+def test_an_interrupted_rank_does_not_go_on_out_of_step(three):
+    three.run(cases.interrupt_a_rank)
