@@ -1,12 +1,15 @@
-"""Candidates of several shards, and how they become one answer in (distance, id) order. Any device."""
+"""Candidates of several shards, and how they become one answer in (distance, id) order, on any device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from agmh_fast.search.arguments import Array
 
 
 class Candidates(NamedTuple):
@@ -54,3 +57,25 @@ def merge_ranges(shards: Sequence[Candidates], counts: Tensor, bits: int) -> Can
     key = queries.to(ids.device)[order] * (bits + 1) + distances[order]
     order = order[key.argsort(stable=True)]
     return Candidates(distances[order], ids[order])
+
+
+def find_ids(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each value stands in an ascending array, and whether it is there (where not, the place means nothing)."""
+    places = np.searchsorted(ascending, values)
+    inside = places < len(ascending)
+    held = np.zeros(len(values), bool)
+    held[inside] = ascending[places[inside]] == values[inside]
+    return places, held
+
+
+def full_like(kind: Tensor, shape: tuple[int, ...], value: int) -> Tensor:
+    """Filled with one value, of the type and on the device of `kind`; raises MemoryError where it does not fit."""
+    try:
+        return torch.full(shape, value, dtype=kind.dtype, device=kind.device)
+    except RuntimeError as error:
+        raise MemoryError(f"no room for a result of shape {shape}") from error
+
+
+def as_queries(queries: Array, result: Iterable[Tensor]) -> Iterable[Array]:
+    """Tensors for tensors, else NumPy arrays."""
+    return result if isinstance(queries, Tensor) else (part.numpy() for part in result)

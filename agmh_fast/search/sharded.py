@@ -10,12 +10,11 @@ from __future__ import annotations
 import copy
 import os
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.files import as_path, output_folder
@@ -23,7 +22,15 @@ from agmh_fast.ops.hamming import MAX_K
 from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
 from agmh_fast.search.index import HammingIndex, RangeResult, SearchResult
 from agmh_fast.search.index_file import Contents
-from agmh_fast.search.merging import CANDIDATE_BYTES, Candidates, merge_nearest, merge_ranges
+from agmh_fast.search.merging import (
+    CANDIDATE_BYTES,
+    Candidates,
+    as_queries,
+    find_ids,
+    full_like,
+    merge_nearest,
+    merge_ranges,
+)
 from agmh_fast.search.peers import TIMEOUT, Peers
 from agmh_fast.search.shard_files import (
     Manifest,
@@ -157,7 +164,7 @@ class ShardedHammingIndex:
             return numbers
 
         numbers, _ = peers.together("remove", check, lambda numbers: {"ids": numbers})
-        places, held = _find(self._shard.ids, numbers)
+        places, held = find_ids(self._shard.ids, numbers)
         everyones = self._gather(np.packbits(held), [(len(numbers) + 7) // 8] * peers.size)
         known = np.unpackbits(np.bitwise_or.reduce(everyones), count=len(numbers)).astype(bool)
         if not known.all():
@@ -200,7 +207,7 @@ class ShardedHammingIndex:
             distances, ids = map(torch.as_tensor, self._shard.search(queries, max(own, 1), own_mask, limit))
             parts = [Candidates(distances[part, :own].flatten(), ids[part, :own].flatten()) for part in shares]
             shape = len(rows), wanted
-            return parts, SearchResult(_full_like(distances, shape, _NO_DISTANCE), _full_like(ids, shape, -1))
+            return parts, SearchResult(full_like(distances, shape, _NO_DISTANCE), full_like(ids, shape, -1))
 
         shares = self._shares(len(rows))
         (parts, result), _ = self._peers.together("search", search_shard)
@@ -214,7 +221,7 @@ class ShardedHammingIndex:
         for part, (distances, ids) in zip(shares, merged, strict=True):
             shape = part.stop - part.start, found
             result.distances[part, :found], result.ids[part, :found] = distances.view(shape), ids.view(shape)
-        return SearchResult(*_like(queries, result))
+        return SearchResult(*as_queries(queries, result))
 
     def range_search(self, queries: Array, radius: int, mask: Array | None = None) -> RangeResult:
         """All items within `radius` (inclusive) of each query, by (distance, id); other arguments as `search`."""
@@ -243,7 +250,7 @@ class ShardedHammingIndex:
             [int(counts[:, part].sum()) for part in shares],
         )
         all_lims = torch.nn.functional.pad(counts.sum(dim=0).cumsum(dim=0), (1, 0)).to(ids.device)
-        return RangeResult(*_like(queries, (all_lims, *(torch.cat(parts) for parts in zip(*merged, strict=True)))))
+        return RangeResult(*as_queries(queries, (all_lims, *(torch.cat(parts) for parts in zip(*merged, strict=True)))))
 
     def to(self, device: str | torch.device) -> ShardedHammingIndex:
         """The index on `device`, the same kind on every rank: itself if it is there already."""
@@ -392,35 +399,13 @@ class ShardedHammingIndex:
         for rank, ids in enumerate(everyones):
             if rank == self._peers.rank:
                 continue
-            _, held = _find(self._shard.ids, ids)
+            _, held = find_ids(self._shard.ids, ids)
             if held.any():
                 raise InputError(f"ids: {ids[held][0]}, given on rank {rank}, is in the index already")
-            _, twice = _find(own, ids)
+            _, twice = find_ids(own, ids)
             if twice.any():
                 raise InputError(f"ids: {ids[twice][0]} is given on rank {rank} too; ids must be unique")
 
     def _changed(self, counts: Sequence[tuple[int, ...]]) -> None:
         self._counts = [count for (count,) in counts]
         self._places = None
-
-
-def _find(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each value stands in an ascending array, and whether it is there (where not, the place means nothing)."""
-    places = np.searchsorted(ascending, values)
-    inside = places < len(ascending)
-    held = np.zeros(len(values), bool)
-    held[inside] = ascending[places[inside]] == values[inside]
-    return places, held
-
-
-def _full_like(kind: Tensor, shape: tuple[int, ...], value: int) -> Tensor:
-    """Filled with one value, of the type and on the device of `kind`; raises MemoryError where it does not fit."""
-    try:
-        return torch.full(shape, value, dtype=kind.dtype, device=kind.device)
-    except RuntimeError as error:
-        raise MemoryError(f"no room for a result of shape {shape}") from error
-
-
-def _like(queries: Array, result: Iterable[Tensor]) -> Iterable[Array]:
-    """Tensors for tensors, else NumPy arrays."""
-    return result if isinstance(queries, Tensor) else (part.numpy() for part in result)
