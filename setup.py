@@ -154,7 +154,7 @@ def extensions() -> list[Extension]:
         stop("pybind11 is needed to build: pip install pybind11")
     engine = relative("csrc/hamming/*.cpp")
     # What is listed here also goes into source distributions, whether or not CUDA is built.
-    headers = [*relative("csrc/**/*.h"), *relative("csrc/hamming/*.cu")]
+    headers = [*relative("csrc/**/*.h"), *relative("csrc/hamming/cuda/*.cu*")]
     cxx = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", *WARNINGS]
     if TOOLKIT is not None:
         cxx.append("-DAGMH_FAST_CUDA")
@@ -174,7 +174,7 @@ def extensions() -> list[Extension]:
     else:
         # USE_CUDA makes the stable headers declare the current stream.
         flags = {"cxx": [*cxx, TORCH_TARGET, "-DUSE_CUDA"], "nvcc": ["-O3", "-std=c++20"]}
-        sources += relative("csrc/hamming/*.cu")
+        sources += relative("csrc/hamming/cuda/*.cu")
         ops = CUDAExtension("agmh_fast._C", sources, extra_compile_args=flags, **common)
     return [bindings, ops]
 

@@ -15,7 +15,7 @@
 #include "hamming/engine.h"
 #include "torch_tensors.h"
 #ifdef AGMH_FAST_CUDA
-#include "hamming/distance_cuda.h"
+#include "hamming/cuda/engine.h"
 #endif
 
 namespace {
@@ -191,9 +191,9 @@ Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t) {
   const Tensor out = torch::stable::new_empty(q, {q.size(0), x.size(0)}, distance_type(bits));
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(q.get_device_index(), &stream));
-  const int error = agmh::launch_distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words, bits > 255,
-                                          out.data_ptr(), stream);
-  STD_TORCH_CHECK(error == 0, "hamming_distance: ", agmh::cuda_error_text(error));
+  const int error = agmh::cuda::distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words, bits > 255,
+                                         out.data_ptr(), stream);
+  STD_TORCH_CHECK(error == 0, "hamming_distance: ", agmh::cuda::error_text(error));
   return out;
 }
 #endif

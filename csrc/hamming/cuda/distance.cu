@@ -1,8 +1,7 @@
-#include <cuda_runtime.h>
+#include "hamming/cuda/engine.h"
+#include "hamming/cuda/launch.cuh"
 
-#include "hamming/distance_cuda.h"
-
-namespace agmh {
+namespace agmh::cuda {
 namespace {
 
 constexpr int kItems = 128;  // items of a block, one a thread
@@ -47,27 +46,27 @@ __global__ void __launch_bounds__(kItems) distance_kernel(const uint64_t* query_
 }
 
 template <class Out>
-int launch(const void* query_rows, const void* item_rows, int64_t queries, int64_t items, int words, void* out,
-           void* stream) {
-  const int64_t item_blocks = (items + kItems - 1) / kItems, query_blocks = (queries + kQueries - 1) / kQueries;
+int launch_as(const void* query_rows, const void* item_rows, int64_t queries, int64_t items, int words, void* out,
+              void* stream) {
+  const int64_t item_blocks = ceil_div<int64_t>(items, kItems), query_blocks = ceil_div<int64_t>(queries, kQueries);
   if (item_blocks == 0 || query_blocks == 0) return static_cast<int>(cudaSuccess);
   if (item_blocks > 0x7fffffff) return static_cast<int>(cudaErrorInvalidConfiguration);
   const dim3 grid(static_cast<unsigned>(item_blocks),
                   static_cast<unsigned>(query_blocks < 65535 ? query_blocks : 65535));
-  distance_kernel<Out><<<grid, kItems, 0, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<const uint64_t*>(query_rows), static_cast<const uint64_t*>(item_rows), queries, items, words,
-      static_cast<Out*>(out));
-  return static_cast<int>(cudaGetLastError());
+  Launcher launch(stream);
+  launch(distance_kernel<Out>, grid, kItems, 0, static_cast<const uint64_t*>(query_rows),
+         static_cast<const uint64_t*>(item_rows), queries, items, words, static_cast<Out*>(out));
+  return launch.error();
 }
 
 }  // namespace
 
-int launch_distance(const void* query_rows, const void* item_rows, int64_t queries, int64_t items, int words, bool wide,
-                    void* out, void* stream) {
-  return wide ? launch<uint16_t>(query_rows, item_rows, queries, items, words, out, stream)
-              : launch<uint8_t>(query_rows, item_rows, queries, items, words, out, stream);
+int distance(const void* query_rows, const void* item_rows, int64_t queries, int64_t items, int words, bool wide,
+             void* out, void* stream) {
+  return wide ? launch_as<uint16_t>(query_rows, item_rows, queries, items, words, out, stream)
+              : launch_as<uint8_t>(query_rows, item_rows, queries, items, words, out, stream);
 }
 
-const char* cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
-}  // namespace agmh
+}  // namespace agmh::cuda

@@ -1,0 +1,6 @@
+"""Test files here share the module beside them, and that of the engine's own tests."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "csrc")]
