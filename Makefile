@@ -42,7 +42,7 @@ format: $(VENV)/.built
 
 # The C++ tests under the address, undefined-behaviour and thread sanitizers; `make test` leaves the last one out.
 sanitize: $(VENV)/.built
-	AGMH_FAST_SANITIZE=1 $(PY) -m pytest -q tests/csrc
+	AGMH_FAST_SANITIZE=1 $(PY) -m pytest -q tests/csrc tests/cuda_on_cpu
 
 fuzz: $(VENV)/.built
 	@echo "agmh-fast: starting from FUZZ_SEED=$(FUZZ_SEED)"

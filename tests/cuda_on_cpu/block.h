@@ -48,7 +48,9 @@ struct Warp {
 
   Meeting& meet(const char* what, unsigned mask) {
     for (auto& meeting : meetings)
-      if (meeting->arrived != 0 && meeting->mask == mask && std::strcmp(meeting->what, what) == 0) return *meeting;
+      if (meeting->arrived != 0 && meeting->mask == mask &&
+          (meeting->what == what || std::strcmp(meeting->what, what) == 0))
+        return *meeting;
     auto free = std::find_if(meetings.begin(), meetings.end(), [](const auto& meeting) { return meeting->idle(); });
     if (free == meetings.end()) free = meetings.insert(free, std::make_unique<Meeting>());
     (*free)->mask = mask;
@@ -223,7 +225,8 @@ inline void Block::run() {
   live_ = static_cast<int>(size.x * size.y * size.z);
   threads_.resize(static_cast<size_t>(live_));
   warps_.resize(static_cast<size_t>((live_ + 31) / 32));
-  const Stacks stacks(live_);
+  static thread_local Stacks stacks;
+  stacks.prepare(live_);
   for (int i = 0; i < live_; ++i) {
     Thread& thread = threads_[static_cast<size_t>(i)];
     const unsigned number = static_cast<unsigned>(i);

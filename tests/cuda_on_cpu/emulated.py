@@ -16,22 +16,24 @@ from sanitized import COMPILER, FLAGS, ROOT, THREAD, links
 HERE = Path(__file__).parent
 
 
-def emulate(target: Path, sources: Sequence[Path], *flags: str, csrc: Path = ROOT / "csrc") -> Path:
-    """The program `target` of `.cu` and `.cpp` sources and ready `.o` files; their objects go beside it."""
-    if not csrc.is_dir() or shutil.which(COMPILER[0]) is None or platform.machine() != "x86_64":
+def objects(folder: Path, sources: Sequence[Path], *flags: str) -> list[Path]:
+    """The objects of `.cu` and `.cpp` sources, made in `folder`."""
+    if not (ROOT / "csrc").is_dir() or shutil.which(COMPILER[0]) is None or platform.machine() != "x86_64":
         pytest.skip("needs the sources and a C++ compiler on x86-64")
-    command = [*COMPILER, f"-I{csrc}", *FLAGS, "-Wno-unknown-pragmas", "-g1", f"-I{HERE}", *flags]
+    command = [*COMPILER, *FLAGS, "-Wno-unknown-pragmas", "-g1", f"-I{HERE}", *flags, "-x", "c++", "-c"]
 
     def build(source: Path) -> Path:
-        if source.suffix == ".o":
-            return source
-        made = target.parent / f"{target.name}-{source.name}.o"
-        subprocess.run([*command, "-x", "c++", "-c", source, "-o", made], check=True)
+        made = folder / f"{source.name}.o"
+        subprocess.run([*command, source, "-o", made], check=True)
         return made
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(build, sources))
-    subprocess.run([*command, *objects, "-o", target, "-pthread"], check=True)
+        return list(pool.map(build, sources))
+
+
+def link(target: Path, parts: Sequence[Path], *flags: str) -> Path:
+    """The program `target` of these objects."""
+    subprocess.run([*COMPILER, *flags, *parts, "-o", target, "-pthread"], check=True)
     return target
 
 

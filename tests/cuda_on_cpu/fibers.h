@@ -74,28 +74,42 @@ class Unseen {
   Unseen(const Unseen&) = delete;
 };
 
-// Stacks of all fibers of a block.
+// Stacks of all fibers of a block, kept for the next one.
 class Stacks {
  public:
   static constexpr size_t kBytes = 64 << 10;
 
-  explicit Stacks(int count) : bytes_(static_cast<size_t>(count) * kBytes) {
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (memory_ == MAP_FAILED) throw std::bad_alloc();
-  }
+  Stacks() = default;
   Stacks(const Stacks&) = delete;
-  ~Stacks() {
-    munmap(memory_, bytes_);
-#ifdef __SANITIZE_ADDRESS__
-    __asan_unpoison_memory_region(memory_, bytes_);
-#endif
+  ~Stacks() { release(); }
+  void prepare(int count) {
+    forget();
+    if (static_cast<size_t>(count) * kBytes <= bytes_) return;
+    release();
+    const size_t bytes = static_cast<size_t>(count) * kBytes;
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    memory_ = memory;
+    bytes_ = bytes;
   }
   char* operator[](int i) const { return static_cast<char*>(memory_) + static_cast<size_t>(i) * kBytes; }
 
  private:
-  size_t bytes_;
-  void* memory_;
+  // Fibers never return from their first function, so that the address sanitizer would take its frame for in use.
+  void forget() {
+#ifdef __SANITIZE_ADDRESS__
+    if (bytes_ > 0) __asan_unpoison_memory_region(memory_, bytes_);
+#endif
+  }
+  void release() {
+    forget();
+    if (bytes_ > 0) munmap(memory_, bytes_);
+    bytes_ = 0;
+  }
+
+  size_t bytes_ = 0;
+  void* memory_ = nullptr;
 };
 
 // The side that fibers come back to: one a thread of the system.

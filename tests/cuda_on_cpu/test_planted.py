@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from emulated import HERE, emulate, run, sanitizer, thread_sanitizer
+from emulated import HERE, link, objects, run, sanitizer, thread_sanitizer
 from sanitized import ADDRESS
 
 CODES = "200"  # a last block with room to spare
 
 
 def _planted(folder, bug, flags=()):
-    return emulate(folder / f"planted{bug}", [HERE / "planted.cu"], f"-DBUG={bug}", *flags)
+    return link(folder / f"planted{bug}", objects(folder, [HERE / "planted.cu"], f"-DBUG={bug}", *flags), *flags)
 
 
 @pytest.mark.parametrize("backward", [False, True])

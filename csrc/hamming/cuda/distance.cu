@@ -67,6 +67,4 @@ int distance(const void* query_rows, const void* item_rows, int64_t queries, int
               : launch_as<uint8_t>(query_rows, item_rows, queries, items, words, out, stream);
 }
 
-const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
-
 }  // namespace agmh::cuda

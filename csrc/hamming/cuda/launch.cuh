@@ -9,8 +9,12 @@
 namespace agmh::cuda {
 
 template <class Integer>
-constexpr Integer ceil_div(Integer a, Integer b) {
+__host__ __device__ constexpr Integer ceil_div(Integer a, Integer b) {
   return (a + b - 1) / b;
+}
+template <class Integer>
+__host__ __device__ constexpr Integer smaller(Integer a, Integer b) {
+  return b < a ? b : a;
 }
 
 // Launches on one stream, as kernel<<<grid, threads, shared, stream>>>(arguments...) would. After one that fails the
