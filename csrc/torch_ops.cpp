@@ -3,23 +3,16 @@
 // safe is checked, since the ops can be called by anyone.
 #include <Python.h>
 
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-parameter"
-#include <torch/csrc/stable/accelerator.h>
-#pragma GCC diagnostic pop
-
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "hamming/engine.h"
-#include "torch_tensors.h"
-#ifdef AGMH_FAST_CUDA
-#include "hamming/cuda/engine.h"
-#endif
+#include "torch_codes.h"
 
 namespace {
 
+using agmh::check_codes, agmh::data, agmh::distance_type, agmh::RelevanceLabels;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -29,13 +22,6 @@ Tensor with_adjoining_bytes(const Tensor& codes) {
   Tensor copy = torch::stable::new_empty(codes, {codes.size(0), codes.size(1)});
   torch::stable::copy_(copy, codes);
   return copy;
-}
-
-void check_codes(const char* name, const Tensor& codes, int64_t bits) {
-  STD_TORCH_CHECK(bits >= 1 && bits <= agmh::kMaxBits, "bits must be from 1 to 4096, got ", bits);
-  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.dim() == 2, name, " must be a 2-D uint8 tensor");
-  STD_TORCH_CHECK(codes.size(1) == agmh::packed_bytes(static_cast<int>(bits)), name,
-                  " must have ceil(bits / 8) columns, got ", codes.size(1));
 }
 
 agmh::Codes as_codes(const Tensor& codes) {
@@ -59,32 +45,6 @@ struct Search {
     task.threads = agmh::threads_within_reason(threads);
   }
 };
-
-struct RelevanceLabels {
-  Tensor queries, items;
-  agmh::Labels labels;
-
-  RelevanceLabels(const Tensor& of_queries, const Tensor& of_items, const Search& search)
-      : queries(of_queries), items(of_items) {
-    const auto fits = [](const Tensor& labels, int64_t rows) {
-      return labels.scalar_type() == ScalarType::Long && (labels.dim() == 1 || labels.dim() == 2) &&
-             labels.size(0) == rows && labels.is_contiguous();
-    };
-    STD_TORCH_CHECK(fits(queries, search.task.queries.count) && fits(items, search.task.items.count) &&
-                        queries.dim() == items.dim() && (queries.dim() == 1 || queries.size(1) == items.size(1)),
-                    "labels must be contiguous int64 tensors, (rows,) or (rows, words), one row a code");
-    labels = {static_cast<const int64_t*>(queries.data_ptr()), static_cast<const int64_t*>(items.data_ptr()),
-              queries.dim() == 2 ? static_cast<int>(queries.size(1)) : 0};
-    STD_TORCH_CHECK(queries.dim() == 1 || labels.words > 0, "label sets must have at least one word");
-  }
-};
-
-template <class T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-ScalarType distance_type(int64_t bits) { return bits <= 255 ? ScalarType::Byte : ScalarType::UInt16; }
 
 Tensor distance_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t threads) {
   const Search search(q, x, bits, threads);
@@ -128,7 +88,7 @@ Tensor histogram_cpu(const Tensor& q, const Tensor& x, int64_t bits, const std::
     agmh::histogram(search.task, nullptr, data<int64_t>(out));
     return out;
   }
-  const RelevanceLabels labels(*labels_q, *labels_x, search);
+  const RelevanceLabels labels(*labels_q, *labels_x, q.size(0), x.size(0));
   const Tensor out = torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long);
   agmh::histogram(search.task, &labels.labels, data<int64_t>(out));
   return out;
@@ -138,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> stable_ranking_cpu(const Tensor& q, const Ten
                                                       const Tensor& labels_q, const Tensor& labels_x, int64_t depth,
                                                       std::vector<int64_t> cutoffs, int64_t threads) {
   const Search search(q, x, bits, threads);
-  const RelevanceLabels labels(labels_q, labels_x, search);
+  const RelevanceLabels labels(labels_q, labels_x, q.size(0), x.size(0));
   STD_TORCH_CHECK(std::is_sorted(cutoffs.begin(), cutoffs.end()), "cutoffs must be ascending");
   const Tensor precision_sum = torch::stable::new_empty(q, {q.size(0)}, ScalarType::Double);
   const Tensor relevant =
@@ -169,35 +129,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tie_scores_cpu(const Tensor& counts, 
   return {sums, hits, relevant, curves};
 }
 
-#ifdef AGMH_FAST_CUDA
-// Rows of whole 64-bit words, adjoining and aligned: the tensor itself where it is laid out so, else a zero-padded
-// copy.
-Tensor as_words(const Tensor& codes, int64_t bytes) {
-  const bool aligned = reinterpret_cast<uintptr_t>(codes.data_ptr()) % 8 == 0;
-  if (codes.size(1) == bytes && codes.is_contiguous() && aligned) return codes;
-  const Tensor padded = torch::stable::new_zeros(codes, {codes.size(0), bytes});
-  Tensor filled = torch::stable::narrow(const_cast<Tensor&>(padded), 1, 0, codes.size(1));
-  torch::stable::copy_(filled, codes);
-  return padded;
-}
-
-Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t) {
-  check_codes("q", q, bits);
-  check_codes("x", x, bits);
-  STD_TORCH_CHECK(q.get_device_index() == x.get_device_index(), "q and x must be on the same device");
-  const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
-  const int words = static_cast<int>((bits + 63) / 64);
-  const Tensor queries = as_words(q, words * 8), items = as_words(x, words * 8);
-  const Tensor out = torch::stable::new_empty(q, {q.size(0), x.size(0)}, distance_type(bits));
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(q.get_device_index(), &stream));
-  const int error = agmh::cuda::distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words, bits > 255,
-                                         out.data_ptr(), stream);
-  STD_TORCH_CHECK(error == 0, "hamming_distance: ", agmh::cuda::error_text(error));
-  return out;
-}
-#endif
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY(agmh_fast, library) {
@@ -221,10 +152,6 @@ STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CPU, library) {
   library.impl("hamming_stable_ranking", TORCH_BOX(&stable_ranking_cpu));
   library.impl("tie_scores", TORCH_BOX(&tie_scores_cpu));
 }
-
-#ifdef AGMH_FAST_CUDA
-STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CUDA, library) { library.impl("hamming_distance", TORCH_BOX(&distance_cuda)); }
-#endif
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
   static PyModuleDef module{PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

@@ -208,16 +208,19 @@ def _distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
 
 
 @topk_op.register("cpu", obstacle=_cpu_obstacle)
+@topk_op.register("cuda", obstacle=_cuda_obstacle)
 def _topk(q: Tensor, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
     return torch.ops.agmh_fast.hamming_topk(q, x, bits, k, get_num_threads())
 
 
 @range_op.register("cpu", obstacle=_cpu_obstacle)
+@range_op.register("cuda", obstacle=_cuda_obstacle)
 def _range(q: Tensor, x: Tensor, radius: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.agmh_fast.hamming_range(q, x, bits, radius, get_num_threads())
 
 
 @histogram_op.register("cpu", obstacle=_cpu_obstacle)
+@histogram_op.register("cuda", obstacle=_cuda_obstacle)
 def _histogram(q: Tensor, x: Tensor, bits: int, labels_q: Tensor | None, labels_x: Tensor | None) -> Tensor:
     return torch.ops.agmh_fast.hamming_histogram(q, x, bits, labels_q, labels_x, get_num_threads())
 

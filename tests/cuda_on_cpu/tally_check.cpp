@@ -16,6 +16,8 @@ void compare_range(const Search& search, int radius) {
   auto scratch = garbage<char>(agmh::cuda::range_scratch(task, radius, search.device));
   CHECK(agmh::cuda::range_count(task, radius, search.device, scratch.data(), lims.data(), nullptr) == 0);
   CHECK(lims == expected_lims);
+  int64_t last = 0;
+  CHECK(agmh::cuda::fetch(last, &lims.back(), nullptr) == 0 && last == found);
   CHECK(agmh::cuda::range_fill(task, radius, search.device, scratch.data(), lims.data(), distances.data(), ids.data(),
                                nullptr) == 0);
   CHECK(distances == expected_distances);

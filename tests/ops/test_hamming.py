@@ -236,8 +236,10 @@ def test_named_implementations_are_used_or_raise():
     assert hamming.topk_op.explain(x, x, 2, 48).chosen == "cpu"
     with pytest.raises(af.InputError, match="cannot serve hamming_distance"):
         hamming.hamming_distance(x, x, impl="cuda")
-    with pytest.raises(af.InputError, match="not known"):
+    with pytest.raises(af.InputError, match="cannot serve hamming_topk"):
         hamming.hamming_topk(x, x, 2, impl="cuda")
+    with pytest.raises(af.InputError, match="not known"):
+        hamming.hamming_topk(x, x, 2, impl="numpy")
 
 
 @pytest.mark.gpu

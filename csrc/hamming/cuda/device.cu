@@ -13,6 +13,12 @@ int current_device(Device& device) {
   return static_cast<int>(error);
 }
 
+int fetch(int64_t& value, const int64_t* from, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaMemcpyAsync(&value, from, sizeof(value), cudaMemcpyDeviceToHost, queue);
+  return static_cast<int>(error == cudaSuccess ? cudaStreamSynchronize(queue) : error);
+}
+
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 }  // namespace agmh::cuda

@@ -1,7 +1,7 @@
 // The Hamming engine on GPUs, callable from code that has no CUDA header. Pointers are to device memory, streams are
-// cudaStream_t. Functions launch kernels and return at once, with a cudaError_t that is 0 for success; nothing waits
-// for the device and nothing is allocated. What is launched depends on sizes alone, never on data. Results are those of
-// hamming/engine.h, bit for bit.
+// cudaStream_t. Functions launch kernels and return at once, with a cudaError_t that is 0 for success; nothing but
+// fetch() waits for the device, and nothing is allocated. What is launched depends on sizes alone, never on data.
+// Results are those of hamming/engine.h, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -56,6 +56,9 @@ int range_fill(const DeviceTask& task, int radius, const Device& device, void* s
 
 // Items at each distance: (queries, bits + 1), or with labels (queries, bits + 1, 2): all items, relevant items.
 int histogram(const DeviceTask& task, const Labels* labels, const Device& device, int64_t* out, void* stream);
+
+// Waits for the stream, then reads a number from the device.
+int fetch(int64_t& value, const int64_t* from, void* stream);
 
 const char* error_text(int error);
 

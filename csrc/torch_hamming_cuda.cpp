@@ -1,0 +1,140 @@
+// The Hamming ops on CUDA tensors: memory from torch's allocator, kernels on the current stream. Only a range search
+// waits for the device, to learn how much it found.
+#ifdef AGMH_FAST_CUDA
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#include <torch/csrc/stable/accelerator.h>
+#pragma GCC diagnostic pop
+
+#include <optional>
+#include <tuple>
+
+#include "hamming/cuda/engine.h"
+#include "torch_codes.h"
+
+namespace {
+
+using agmh::data;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The tensor itself where its rows have `bytes` bytes, adjoin and are aligned, else a zero-padded copy.
+Tensor padded_rows(const Tensor& codes, int64_t bytes, uintptr_t alignment) {
+  const bool aligned = reinterpret_cast<uintptr_t>(codes.data_ptr()) % alignment == 0;
+  if (codes.size(1) == bytes && codes.is_contiguous() && aligned) return codes;
+  const Tensor padded = torch::stable::new_zeros(codes, {codes.size(0), bytes});
+  Tensor filled = torch::stable::narrow(const_cast<Tensor&>(padded), 1, 0, codes.size(1));
+  torch::stable::copy_(filled, codes);
+  return padded;
+}
+
+void check(const char* op, int error) { STD_TORCH_CHECK(error == 0, op, ": ", agmh::cuda::error_text(error)); }
+
+void check_pair(const Tensor& q, const Tensor& x, int64_t bits) {
+  agmh::check_codes("q", q, bits);
+  agmh::check_codes("x", x, bits);
+  STD_TORCH_CHECK(q.is_cuda() && x.is_cuda() && q.get_device_index() == x.get_device_index(),
+                  "q and x must be on the same device");
+}
+
+void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+// A search on the queries' device. Keeps the tensors alive that its task points into.
+struct Search {
+  torch::stable::accelerator::DeviceGuard guard;
+  Tensor queries, items;
+  agmh::cuda::DeviceTask task;
+  agmh::cuda::Device device;
+  void* stream;
+
+  Search(const char* op, const Tensor& q, const Tensor& x, int64_t bits)
+      : guard(q.get_device_index()), queries(q), items(x), stream(current_stream(q)) {
+    task.bits = static_cast<int>(bits);
+    task.words = agmh::cuda::row_words(task.bits);
+    queries = padded_rows(q, 4 * task.words, agmh::cuda::kRowAlignment);
+    items = padded_rows(x, 4 * task.words, agmh::cuda::kRowAlignment);
+    task.queries = data<uint32_t>(queries);
+    task.query_count = q.size(0);
+    task.items = data<uint32_t>(items);
+    task.item_count = x.size(0);
+    check(op, agmh::cuda::current_device(device));
+  }
+  Tensor bytes(int64_t count) const { return torch::stable::new_empty(queries, {count}, ScalarType::Byte); }
+};
+
+Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t) {
+  check_pair(q, x, bits);
+  const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  const int words = static_cast<int>((bits + 63) / 64);
+  const Tensor queries = padded_rows(q, words * 8, 8), items = padded_rows(x, words * 8, 8);
+  const Tensor out = torch::stable::new_empty(q, {q.size(0), x.size(0)}, agmh::distance_type(bits));
+  check("hamming_distance", agmh::cuda::distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words,
+                                                 bits > 255, out.data_ptr(), current_stream(q)));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> topk_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t k, int64_t) {
+  check_pair(q, x, bits);
+  STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
+  const Search search("hamming_topk", q, x, bits);
+  const Tensor distances = torch::stable::new_empty(q, {q.size(0), k}, ScalarType::Int);
+  const Tensor ids = torch::stable::new_empty(q, {q.size(0), k}, ScalarType::Long);
+  const Tensor scratch = search.bytes(agmh::cuda::topk_scratch(search.task, k, search.task.bits, search.device));
+  check("hamming_topk", agmh::cuda::topk(search.task, k, search.task.bits, search.device, scratch.data_ptr(),
+                                         data<int32_t>(distances), data<int64_t>(ids), search.stream));
+  return {distances, ids};
+}
+
+std::tuple<Tensor, Tensor, Tensor> range_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t radius, int64_t) {
+  check_pair(q, x, bits);
+  STD_TORCH_CHECK(radius >= 0, "radius must be at least 0, got ", radius);
+  const int within = static_cast<int>(std::min(radius, bits));
+  const Search search("hamming_range", q, x, bits);
+  const Tensor lims = torch::stable::new_empty(q, {q.size(0) + 1}, ScalarType::Long);
+  const Tensor scratch = search.bytes(agmh::cuda::range_scratch(search.task, within, search.device));
+  check("hamming_range", agmh::cuda::range_count(search.task, within, search.device, scratch.data_ptr(),
+                                                 data<int64_t>(lims), search.stream));
+  int64_t found = 0;
+  check("hamming_range", agmh::cuda::fetch(found, data<int64_t>(lims) + q.size(0), search.stream));
+  const Tensor distances = torch::stable::new_empty(q, {found}, ScalarType::Int);
+  const Tensor ids = torch::stable::new_empty(q, {found}, ScalarType::Long);
+  check("hamming_range",
+        agmh::cuda::range_fill(search.task, within, search.device, scratch.data_ptr(), data<int64_t>(lims),
+                               data<int32_t>(distances), data<int64_t>(ids), search.stream));
+  return {lims, distances, ids};
+}
+
+Tensor histogram_cuda(const Tensor& q, const Tensor& x, int64_t bits, const std::optional<Tensor>& labels_q,
+                      const std::optional<Tensor>& labels_x, int64_t) {
+  check_pair(q, x, bits);
+  STD_TORCH_CHECK(labels_q.has_value() == labels_x.has_value(), "give both labels or none");
+  std::optional<agmh::RelevanceLabels> labels;
+  if (labels_q.has_value()) {
+    labels.emplace(*labels_q, *labels_x, q.size(0), x.size(0));
+    for (const Tensor& tensor : {labels->queries, labels->items})
+      STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == q.get_device_index(),
+                      "labels must be on the device of the codes");
+  }
+  const Search search("hamming_histogram", q, x, bits);
+  const Tensor out = labels ? torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long)
+                            : torch::stable::new_empty(q, {q.size(0), bits + 1}, ScalarType::Long);
+  check("hamming_histogram", agmh::cuda::histogram(search.task, labels ? &labels->labels : nullptr, search.device,
+                                                   data<int64_t>(out), search.stream));
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CUDA, library) {
+  library.impl("hamming_distance", TORCH_BOX(&distance_cuda));
+  library.impl("hamming_topk", TORCH_BOX(&topk_cuda));
+  library.impl("hamming_range", TORCH_BOX(&range_cuda));
+  library.impl("hamming_histogram", TORCH_BOX(&histogram_cuda));
+}
+
+#endif

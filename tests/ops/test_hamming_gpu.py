@@ -1,0 +1,88 @@
+"""The Hamming ops on a GPU: equal to the CPU engine, in a CUDA graph, on a stream of their own, on bad arguments."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from cuda_graphs import capture
+
+import agmh_fast as af
+from agmh_fast.ops import hamming
+
+pytestmark = pytest.mark.gpu
+
+
+def _codes(rows, bits, distinct):
+    values = af.pack_codes(torch.randn(distinct, bits))
+    return values[torch.randint(distinct, (rows,))]
+
+
+def _equal(call, *tensors):
+    """The same answer from both devices, bit for bit."""
+    here, there = call("cpu", *tensors), call("cuda", *(tensor.cuda() for tensor in tensors))
+    for a, b in zip(*(result if isinstance(result, tuple) else (result,) for result in (here, there)), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b.cpu())
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_equals_the_cpu_engine(seed):
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    bits = draw.choice([1, 12, 16, 24, 32, 33, 48, 64, 96, 128, 192, 256, 257, 512, 768, 1024, 4096])
+    n = draw.choice([0, 1, 127, 128, 129, 5000, 100_000, 1_000_000 if bits <= 256 else 20_000])
+    queries = draw.choice([0, 1, 3, 9, 33, 200])
+    distinct = draw.choice([1, 50, max(n, 1)])
+    q, x = _codes(queries, bits, 60), _codes(n, bits, distinct)
+    k = draw.choice([1, 10, 100, 4096, 5000, n + 1 if n <= 5000 else n // 20])
+    _equal(lambda impl, q, x: hamming.hamming_topk(q, x, k, bits, impl=impl), q, x)
+    radius = draw.randrange(max(bits // 3, 1))
+    _equal(lambda impl, q, x: hamming.hamming_range(q, x, radius, bits, impl=impl), q, x)
+    _equal(lambda impl, q, x: hamming.hamming_histogram(q, x, bits=bits, impl=impl), q, x)
+    for labels in [
+        (torch.randint(5, (queries,)), torch.randint(5, (n,))),
+        (torch.rand(queries, 70) < 0.03, torch.rand(n, 70) < 0.03),
+    ]:
+        _equal(lambda impl, q, x, *of: hamming.hamming_histogram(q, x, *of, bits=bits, impl=impl), q, x, *labels)
+
+
+@pytest.mark.parametrize("k", [10, 5000])
+def test_top_k_in_a_graph(k):
+    q, x = _codes(20, 64, 20).cuda(), _codes(40_000, 64, 40_000).cuda()
+    graph, captured = capture(lambda: hamming.hamming_topk(q, x, k, impl="cuda"))
+    q.copy_(_codes(20, 64, 20))
+    x.copy_(x.flip(0).clone())
+    graph.replay()
+    for a, b in zip(captured, hamming.hamming_topk(q.cpu(), x.cpu(), k, impl="cpu"), strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
+def test_the_current_stream_is_used():
+    q, x = _codes(5, 64, 5).cuda(), _codes(2_000_000, 64, 2_000_000).cuda()
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        x.bitwise_not_()  # a search that did not wait for its stream would miss this
+        answer = hamming.hamming_topk(q, x, 20, impl="cuda")
+    side.synchronize()
+    for a, b in zip(answer, hamming.hamming_topk(q.cpu(), x.cpu(), 20, impl="cpu"), strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
+def test_rows_that_are_no_whole_words_or_not_aligned():
+    bits = 128
+    q, x = _codes(4, bits, 4).cuda(), _codes(3000, bits, 3000).cuda()
+    bytes_apart = torch.empty(x.numel() + 1, dtype=torch.uint8, device="cuda")[1:].view_as(x).copy_(x)
+    for other in (bytes_apart, torch.cat([x, x], 1)[:, :16], x.t().contiguous().t()):
+        for a, b in zip(hamming.hamming_topk(q, other, 7), hamming.hamming_topk(q, x, 7), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_too_little_memory_is_an_error_that_passes():
+    q, x = _codes(50, 64, 2).cuda(), _codes(1000, 64, 1000).cuda()
+    with pytest.raises(RuntimeError, match="memory"):
+        hamming.hamming_topk(q, x, 2**31 - 1, impl="cuda")  # 1.3 TB of results
+    _equal(lambda impl, q, x: hamming.hamming_topk(q, x, 5, impl=impl), q.cpu(), x.cpu())
