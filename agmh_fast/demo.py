@@ -135,6 +135,7 @@ def settings(
         output=os.path.join(output, TRAINING),
         resume=resume,
         eval_every=10,
+        select="last",
         checkpoint_seconds=10,
     )
     return config.replace(descriptor_dim=16, memory_size=8, max_iter=2, eval_every=1) if quick else config

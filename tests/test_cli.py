@@ -13,16 +13,11 @@ from pathlib import Path
 import miniatures
 import numpy as np
 import pytest
+from command_line import COMMAND, ENVIRONMENT, QUICK_TRAIN, require_mistake, run
 
 import agmh_fast as af
 from agmh_fast.cli import COMMANDS, main
 from agmh_fast.train import checkpoint
-
-ROOT = Path(af.__file__).resolve().parent.parent
-COMMAND = [sys.executable, "-m", "agmh_fast"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-QUICK_TRAIN = "train --bits 8 --num-descriptors 2 --descriptor-dim 4 --memory-size 2 --num-samples 8 --batch-size 4"
 
 
 @pytest.fixture
@@ -35,27 +30,6 @@ def files(tmp_path, monkeypatch):
     for name, array in {"x": codes, "q": codes[:5], "xl": labels, "ql": labels[:5]}.items():
         np.save(f"{name}.npy", array)
     return codes, labels
-
-
-def _run(capsys, line):
-    code = main(line.split())
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def _require_mistake(capsys, line, text, prints_splits=False):
-    try:
-        code, out, err = _run(capsys, line)
-    except SystemExit as stop:
-        code, (out, err) = stop.code, capsys.readouterr()
-    if prints_splits:
-        err = "".join(said for said in err.splitlines(keepends=True) if ", SHA-256 " not in said)
-    assert code == 2
-    assert out == ""
-    assert err.startswith("agmh-fast: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    assert text in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -126,7 +100,7 @@ def test_version(capsys):
     ],
 )
 def test_a_mistake_is_exit_code_2_and_one_line(files, capsys, line, text):
-    _require_mistake(capsys, line, text)
+    require_mistake(capsys, line, text)
     assert not Path("y").exists()
     assert not Path("new", "summary.json").exists()
 
@@ -134,21 +108,21 @@ def test_a_mistake_is_exit_code_2_and_one_line(files, capsys, line, text):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_folder_is_a_mistake(files, capsys, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    _require_mistake(capsys, "demo --quick --output locked", "output folder 'locked'")
+    require_mistake(capsys, "demo --quick --output locked", "output folder 'locked'")
 
 
 def test_an_object_array_is_not_unpickled(files, capsys):
     np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    _require_mistake(capsys, "index objects.npy --bits 12 --output y", "cannot read 'objects.npy'")
+    require_mistake(capsys, "index objects.npy --bits 12 --output y", "cannot read 'objects.npy'")
 
 
 def test_index_and_search(files, capsys):
     codes, _ = files
-    code, out, err = _run(capsys, "index x.npy --bits 12 --output db.safetensors --json")
+    code, out, err = run(capsys, "index x.npy --bits 12 --output db.safetensors --json")
     assert (code, err) == (0, "")
     assert json.loads(out) == {"items": 30, "bits": 12, "output": "db.safetensors"}
 
-    code, out, err = _run(capsys, "search db.safetensors q.npy -k 40 --max-distance 6 --json")
+    code, out, err = run(capsys, "search db.safetensors q.npy -k 40 --max-distance 6 --json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert (found["k"], found["bits"], found["items"]) == (40, 12, 30)
@@ -159,10 +133,10 @@ def test_index_and_search(files, capsys):
         assert row["ids"] == order.tolist()
         assert row["distances"] == distance[order].tolist()
 
-    code, out, _ = _run(capsys, "search db.safetensors q.npy -k 1")
+    code, out, _ = run(capsys, "search db.safetensors q.npy -k 1")
     assert code == 0
     assert out.splitlines()[0].startswith("query 0: 0 (0 bits)")
-    assert _run(capsys, "index x.npy --bits 12 --output db.safetensors")[1].startswith("30 codes of 12 bits")
+    assert run(capsys, "index x.npy --bits 12 --output db.safetensors")[1].startswith("30 codes of 12 bits")
 
 
 def test_evaluate_agrees_with_the_function(files, capsys):
@@ -170,43 +144,43 @@ def test_evaluate_agrees_with_the_function(files, capsys):
     line = (
         "evaluate --query-codes q.npy --query-labels ql.npy --database-codes x.npy --database-labels xl.npy --bits 12"
     )
-    code, out, err = _run(capsys, line + " -k 20 --json")
+    code, out, err = run(capsys, line + " -k 20 --json")
     assert (code, err) == (0, "")
     scores = json.loads(out)
     assert list(scores) == ["stable", "expected", "optimistic", "pessimistic"]
     for ties, score in scores.items():
         expected = af.metrics.retrieval(codes[:5], codes, labels[:5], labels, bits=12, ties=ties, k=20)
         assert score == json.loads(json.dumps(expected.as_dict()))
-    code, out, _ = _run(capsys, line)
+    code, out, _ = run(capsys, line)
     assert code == 0
     assert f"{af.metrics.retrieval(codes[:5], codes, labels[:5], labels, bits=12).map:.4f}" in out.splitlines()[1]
 
 
 def test_info(capsys):
-    code, out, err = _run(capsys, "info --json")
+    code, out, err = run(capsys, "info --json")
     assert (code, err) == (0, "")
     facts = json.loads(out)
     assert facts["versions"]["agmh-fast"] == af.__version__
     assert set(facts["auto picks on cpu"]) == set(facts["implementations, fastest first"]) == set(af.functional.OPS)
-    code, out, _ = _run(capsys, "info")
+    code, out, _ = run(capsys, "info")
     assert code == 0
     assert "hamming_topk" in out
 
 
 def test_train_and_resume(tmp_path, monkeypatch, capsys, small_fonts):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = _run(capsys, f"{QUICK_TRAIN} --max-iter 1 --max-epoch 1 --output run --json")
+    code, out, _ = run(capsys, f"{QUICK_TRAIN} --max-iter 1 --max-epoch 1 --output run --json")
     assert code == 0
     result = json.loads(out)
     assert result["output"] == "run"
     assert 0 < result["map"] == result["best_map"] <= 1
     assert af.train.load_run("run").bits == 8
     # The stored settings are taken over; a different one is refused.
-    code, out, _ = _run(capsys, "train --resume --output run")
+    code, out, _ = run(capsys, "train --resume --output run")
     assert code == 0
     assert f"mAP {result['map']:.4f}" in out
-    _require_mistake(capsys, "train --resume --output run --bits 12", "bits is 12, but the run in 'run' has 8")
-    _require_mistake(capsys, f"{QUICK_TRAIN} --output run", "already holds a run")
+    require_mistake(capsys, "train --resume --output run --bits 12", "bits is 12, but the run in 'run' has 8")
+    require_mistake(capsys, f"{QUICK_TRAIN} --output run", "already holds a run")
 
 
 @pytest.fixture
@@ -274,7 +248,7 @@ def test_a_reader_that_leaves_is_no_fault(files):
 def test_data_check(tmp_path, capsys):
     folder = miniatures.cub(tmp_path / "CUB_200_2011")
     line = f"data check --dataset cub --root {tmp_path}"
-    code, out, err = _run(capsys, f"{line} --json")
+    code, out, err = run(capsys, f"{line} --json")
     assert (code, err) == (0, "")
     report = json.loads(out)
     data = af.data.load("cub", folder)
@@ -296,7 +270,7 @@ def test_data_check(tmp_path, capsys):
             for name, images, classes, largest in (("database", data.database, 200, 2), ("query", data.query, 199, 1))
         },
     }
-    code, out, err = _run(capsys, line)
+    code, out, err = run(capsys, line)
     assert (code, err) == (0, "")
     assert "200 classes (officially 200)" in out
     assert "query: 199 images (officially 5794), 199 classes of 1 to 1 images" in out
@@ -312,7 +286,7 @@ def test_data_check_names_what_is_missing_or_broken(tmp_path, capsys):
     for path in query[1:26]:
         (folder / path).write_bytes(b"")
     line = f"data check --dataset cub --root {folder}"
-    code, out, err = _run(capsys, f"{line} --json")
+    code, out, err = run(capsys, f"{line} --json")
     splits = json.loads(out)["splits"]
     assert code == 2
     assert err == "agmh-fast: root: 27 of 598 images are missing or broken: mend them, or use skip_broken\n"
@@ -320,7 +294,7 @@ def test_data_check_names_what_is_missing_or_broken(tmp_path, capsys):
     assert splits["database"]["broken"] == splits["query"]["missing"] == []
     assert [fault["path"] for fault in splits["query"]["broken"]] == list(query[:26])
     assert "truncated" in splits["query"]["broken"][0]["reason"]
-    code, out, _ = _run(capsys, line)
+    code, out, _ = run(capsys, line)
     assert code == 2
     assert f"  missing {database[5]}\n" in out
     assert f"  broken {query[0]}: image file is truncated" in out
@@ -333,7 +307,7 @@ def test_train_on_files_says_and_keeps_which_split_it_was(tmp_path, monkeypatch,
     miniatures.write(tmp_path / "train.txt", [f"images/{n}.jpg {'a,b' if n % 2 else 'c'}" for n in range(6)])
     miniatures.write(tmp_path / "test.txt", [f"images/{n}.jpg {'b' if n % 2 else 'c'}" for n in range(6, 9)])
     line = f"{QUICK_TRAIN} --dataset listing --root . --backbone resnet18 --max-iter 1 --max-epoch 1 --output run"
-    code, _, err = _run(capsys, line)
+    code, _, err = run(capsys, line)
     assert code == 0, err
     marks = af.data.load("listing", ".").fingerprints
     assert f"listing, database: 6 images, SHA-256 {marks['database']}\n" in err
@@ -343,7 +317,7 @@ def test_train_on_files_says_and_keeps_which_split_it_was(tmp_path, monkeypatch,
     Path("images/9.jpg").write_bytes(Path("images/0.jpg").read_bytes())
     text = Path("train.txt").read_text()
     Path("train.txt").write_text(text.replace("images/0.jpg", "images/9.jpg"))
-    _require_mistake(capsys, "train --resume --output run", "dataset is", prints_splits=True)
+    require_mistake(capsys, "train --resume --output run", "dataset is", prints_splits=True)
     Path("train.txt").write_text(text + "images/10.jpg c\n")
-    _require_mistake(capsys, f"{line}-2 --num-samples 9", "cannot read the image 'images/10.jpg'", prints_splits=True)
-    assert _run(capsys, "train --resume --output run --skip-broken")[0] == 0
+    require_mistake(capsys, f"{line}-2 --num-samples 9", "cannot read the image 'images/10.jpg'", prints_splits=True)
+    assert run(capsys, "train --resume --output run --skip-broken")[0] == 0

@@ -8,12 +8,9 @@ import shlex
 import sys
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agmh_fast.cli.command import PROGRAM, Command, add_json, print_json
-
-if TYPE_CHECKING:
-    from agmh_fast.train import TrainConfig
 
 _TRAIN_OUTPUT = "train-out"
 
@@ -60,48 +57,77 @@ def _interrupted(folder: Path, again: list[str]) -> KeyboardInterrupt:
 def _train_options(parser: argparse.ArgumentParser) -> None:
     from agmh_fast.train import TrainConfig
 
-    kinds, defaults = typing.get_type_hints(TrainConfig), TrainConfig(output=_TRAIN_OUTPUT)
+    parser.add_argument("--config", metavar="file", help=".toml, .yaml or .json file of settings; options go before it")
+    kinds = typing.get_type_hints(TrainConfig)
     for setting in dataclasses.fields(TrainConfig):
         name, kind, text = setting.name, kinds[setting.name], setting.metadata["help"]
-        option = f"--{name.replace('_', '-')}"
+        option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{text} ({_default(name)})"}
         if kind is bool:
-            parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=text)
+            option |= {"action": argparse.BooleanOptionalAction, "help": text}
+        elif name == "bits":
+            option |= {"metavar": "int,int", "help": f"code lengths, 1..4096, a run each ({_default(name)})"}
+        elif kind in (int, float):
+            option |= {"type": kind, "metavar": kind.__name__}
         else:
-            kind = kind if kind in (int, float) else str
-            text = f"{text} (default: {str(getattr(defaults, name)).lower()})"
-            parser.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__, help=text)
+            option |= {"type": str if kind is str else _text_or_none, "metavar": "str"}
+        parser.add_argument(f"--{name.replace('_', '-')}", **option)
     add_json(parser)
+
+
+def _default(name: str) -> str:
+    """The default of a setting and, where they differ, the published ones of datasets, for the help."""
+    from agmh_fast.train import PUBLISHED, TrainConfig
+
+    default = getattr(TrainConfig(output=_TRAIN_OUTPUT), name)
+    others: dict[str, list[str]] = {}
+    for dataset, values in PUBLISHED.items():
+        if values.get(name, default) != default:
+            others.setdefault(str(values[name]), []).append(dataset)
+    shown = [f"default: {str(default).lower()}", *(f"{value} for {', '.join(sets)}" for value, sets in others.items())]
+    return "; ".join(shown)
+
+
+def _text_or_none(text: str) -> str | None:
+    return None if text == "none" else text
 
 
 def _train(args: argparse.Namespace) -> None:
     from agmh_fast import train
 
-    config = _train_config({k: v for k, v in vars(args).items() if k not in ("command", "json")})
-    data = train.load_data(config)
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "json", "config")}
+    plan = train.plan(given, args.config, output=_TRAIN_OUTPUT)
+    folder = str(plan.folder)
+    data = train.load_data(plan.config)
     for split, fingerprint in data.fingerprints.items():
         print(f"{data.name}, {split}: {len(getattr(data, split))} images, SHA-256 {fingerprint}", file=sys.stderr)
+    plan.claim()
+    results = []
     try:
-        result = train.fit(config, data)
+        for config in plan.runs():
+            if len(plan.lengths) > 1:
+                print(f"{config.bits} bits, in {config.output}", file=sys.stderr)
+            results.append({**train.fit(config, data).as_dict(), "output": config.output})
     except KeyboardInterrupt as stop:
-        again = [PROGRAM, "train", "--resume", "--output", str(config.output)]
-        raise _interrupted(Path(str(config.output)), again) from stop
+        again = shlex.join([PROGRAM, "train", "--resume", "--output", folder])
+        raise KeyboardInterrupt(f"interrupted; continue with: {again}") from stop
     if args.json:
-        score = {"map": result.map, "best_map": result.best_map, "best_iteration": result.best_iteration}
-        print_json({**score, "seconds": result.seconds, "output": config.output})
+        print_json(results[0] if len(results) == 1 else {"output": folder, "runs": results})
         return
+    for result in results:
+        _print_result(result)
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    chosen = {
+        "validation": f"selected by validation (validation mAP {result.get('best_validation_map', 0):.4f})",
+        "test": "selected by the test queries",
+        "last": "the last, without a selection",
+    }
     print(
-        f"mAP {result.map:.4f}, best {result.best_map:.4f} after iteration {result.best_iteration}, "
-        f"{result.seconds:.0f} s; models in {config.output}"
+        f"{result['bits']} bits: mAP {result['map']:.4f} at the end, {result['best_map']:.4f} after iteration "
+        f"{result['best_iteration']}, {chosen[result['selected_by']]}; {result['seconds']:.0f} s; "
+        f"models in {result['output']}"
     )
-
-
-def _train_config(given: dict[str, Any]) -> TrainConfig:
-    """Settings from the options given, on top of the stored ones of a run that is resumed."""
-    from agmh_fast.train import TrainConfig, checkpoint
-
-    given = {"output": _TRAIN_OUTPUT} | given
-    stored = checkpoint.stored_settings(Path(given["output"])) if given.get("resume") else {}
-    return TrainConfig.from_mapping(stored | given)
 
 
 DEMO = Command(
@@ -111,8 +137,8 @@ DEMO = Command(
     _demo,
 )
 TRAIN = Command(
-    "train a model and the codes of a database",
-    "agmh-fast train --dataset fonts --bits 24 --num-descriptors 4 --descriptor-dim 64 --lr 0.05 "
+    "train a model and the codes of a database, for one code length or several",
+    "agmh-fast train --dataset fonts --bits 12,24 --num-descriptors 4 --descriptor-dim 64 --lr 0.05 "
     "--max-iter 2 --max-epoch 1 --output runs/fonts",
     _train_options,
     _train,

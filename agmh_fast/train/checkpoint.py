@@ -40,9 +40,16 @@ class Checkpoint:
     best: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint of `folder`, whole or not at all."""
-        with atomic_write(folder / FILE) as temporary:
-            torch.save({field.name: getattr(self, field.name) for field in fields(self)}, temporary)
+        """Write the checkpoint of `folder`, whole or not at all; raises OSError as on a full disk."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        with atomic_write(folder / FILE) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(values, file)
+            except RuntimeError as error:
+                # torch finds its archive cut, and hides why.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:

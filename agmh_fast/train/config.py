@@ -15,6 +15,7 @@ from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.metrics.result import TIE_RULES
 from agmh_fast.modules.backbone import RESNETS
 from agmh_fast.ops.hashing import MAX_BITS
+from agmh_fast.train.selection import SELECTIONS
 
 BACKBONES = ("auto", "small", *RESNETS)
 SCHEDULES = ("constant", "cosine")
@@ -62,8 +63,15 @@ class TrainConfig:
     device: str | None = _setting(None, "cpu, cuda or cuda:N; none takes CUDA where there is one")
     precision: str = _setting("fp32", "fp32, or bf16 or fp16 by autocast")
     channels_last: bool = _setting(False, "memory format of model and images")
+    compile: bool = _setting(False, "compile the backbone by torch.compile, which takes a while at the first batch")
     output: str | None = _setting(None, "folder for checkpoint, scalars and models")
     resume: bool = _setting(False, "continue the run in the output folder")
+    select: str = _setting(
+        "validation",
+        "the best model, by mAP: of database images held out of training (validation), of the test queries as "
+        "published (test), or simply the last",
+    )
+    validation_share: float = _setting(0.1, "share of the database images that validation holds out, below a half")
     eval_every: int = _setting(5, "outer iterations between evaluations; the last is always evaluated")
     ties: str = _setting("stable", "order of equal distances in mAP: stable, expected, optimistic or pessimistic")
     checkpoint_seconds: float = _setting(
@@ -77,6 +85,7 @@ class TrainConfig:
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("precision", PRECISIONS)
         self._check_choice("ties", TIE_RULES)
+        self._check_choice("select", SELECTIONS)
         require(isinstance(self.dataset, str) and self.dataset != "", f"dataset must be a name, got {self.dataset!r}")
         self._set("bits", require_int("bits", self.bits, 1, MAX_BITS))
         for name in ("num_descriptors", "descriptor_dim", "num_heads", "memory_size", "max_iter", "max_epoch"):
@@ -90,7 +99,8 @@ class TrainConfig:
             self._check_number(name)
         for name in ("momentum", "warmup"):
             self._check_number(name, below=1)
-        for name in ("resume", "channels_last", "skip_broken"):
+        self._check_number("validation_share", above=0, below=0.5)
+        for name in ("resume", "channels_last", "compile", "skip_broken"):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False, got {getattr(self, name)!r}")
         require(not self.resume or self.output is not None, "output must name the folder of the run to resume")
         self._check_device()

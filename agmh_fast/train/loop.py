@@ -6,6 +6,7 @@ Source: Lu et al., ACM MM 2023; the objective and its alternation are those of A
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -25,19 +26,24 @@ from agmh_fast.ops.hashing import HashingState
 from agmh_fast.train import checkpoint
 from agmh_fast.train.checkpoint import Checkpoint, describe_data
 from agmh_fast.train.config import PRECISIONS, TrainConfig
-from agmh_fast.train.encoding import evaluate
+from agmh_fast.train.disk import require_room, write_text, writing
+from agmh_fast.train.encoding import evaluate, validate
 from agmh_fast.train.models import build_model, describe_model, save_model
 from agmh_fast.train.progress import ConsoleProgress, Event, Kind, Progress
 from agmh_fast.train.randomness import epoch_order, module_randomness, sample_items
 from agmh_fast.train.scalars import ScalarLog
+from agmh_fast.train.selection import held_out
+
+RESULT = "result.json"
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """model in eval mode; state, whose `codes` are the learned database codes; history, one row an epoch.
 
-    map is that of the last evaluation, best_map the largest, of outer iteration best_iteration (from 1). seconds:
-    wall time of training with its evaluations, interruptions left out.
+    map is that of the queries at the last evaluation, best_map that of the model selected, as it stood after outer
+    iteration best_iteration (from 1); selected_by says how, best_validation_map is what it was selected by if by
+    validation. seconds: wall time of training with its evaluations, interruptions left out.
     """
 
     model: AGMH
@@ -47,6 +53,15 @@ class TrainResult:
     best_map: float
     best_iteration: int
     seconds: float
+    selected_by: str
+    best_validation_map: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the scores, how the best model was selected, and the seconds."""
+        scores = {"bits": self.state.bits, "map": self.map, "best_map": self.best_map}
+        best = {"selected_by": self.selected_by, "best_iteration": self.best_iteration}
+        validation = {} if self.best_validation_map is None else {"best_validation_map": self.best_validation_map}
+        return scores | best | validation | {"seconds": self.seconds}
 
 
 def fit(
@@ -55,22 +70,36 @@ def fit(
     model: AGMH | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train a model and the database's codes; with an output folder also leave a checkpoint, scalars.csv and the
-    models there.
+    """Train a model and the database's codes; with an output folder also leave a checkpoint, scalars.csv, result.json
+    and the models there.
 
     data: None takes `load_data(config)`. model: None builds one from the settings; one of your own keeps its weights,
     and is changed in place. progress: called at every `Event`; None shows a bar or lines on stderr.
 
     A run that was stopped (an exception, Ctrl-C, a power cut) goes on from its last checkpoint with `resume=True`,
-    on a CPU bit for bit as if it had never stopped. The best model is the one with the largest mAP of the queries,
-    as published. Raises InputError for settings that do not fit and for a loss that is not finite, which leaves the
-    last checkpoint as it is.
+    on a CPU bit for bit as if it had never stopped. The best model is what the setting `select` says: images held out
+    for validation have codes in the database like all others, but are never trained on. Raises InputError for settings
+    that do not fit, for a disk without room, and for a loss that is not finite; the last checkpoint is then as it was.
     """
     data = load_data(config) if data is None else data
     run = _Run(config, data, model, progress or ConsoleProgress(config.max_iter))
     seconds = run.train()
-    score, best = run.history[-1]["map"], run.best
-    return TrainResult(run.model.eval(), run.state, run.history, score, best["map"], best["iteration"], seconds)
+    best = run.best
+    result = TrainResult(
+        run.model.eval(),
+        run.state,
+        run.history,
+        run.history[-1]["map"],
+        best["map"],
+        best["iteration"],
+        seconds,
+        config.select,
+        best.get("validation_map"),
+    )
+    if run.folder is not None:
+        with writing(run.folder):
+            write_text(run.folder / RESULT, json.dumps(result.as_dict(), indent=2) + "\n")
+    return result
 
 
 def load_data(config: TrainConfig) -> RetrievalData:
@@ -89,10 +118,14 @@ class _Run:
         self.config, self.data, self.progress, self.device = config, data, progress, config.torch_device
         self.folder = None if config.output is None else _claim_folder(config)
         self.meta = describe_model(config, data, own_model=model is not None)
-        model = build_model(config, len(data.mean)) if model is None else model
+        if model is None:
+            # A run that is resumed brings its weights, and need not have the file that it began with.
+            model = build_model(config.replace(weights=None) if config.resume else config, len(data.mean))
         require(model.bits == config.bits, f"bits is {config.bits}, but the model has {model.bits}")
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(self.device).to(memory_format=self.memory_format)
+        if config.compile:
+            self.model.backbone.compile()
         self.state = HashingState(data.database.labels.to(self.device), config.bits, config.gamma, config.seed)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -102,7 +135,11 @@ class _Run:
             nesterov=config.momentum > 0,
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
-        self.num_samples = min(config.num_samples, len(self.state))
+        self.held_out, self.trainable = torch.empty(0, dtype=torch.int64), torch.arange(len(self.state))
+        if config.select == "validation":
+            self.held_out = held_out(self.state, config.validation_share, config.seed)
+            self.trainable = self.trainable[~torch.isin(self.trainable, self.held_out)]
+        self.num_samples = min(config.num_samples, len(self.trainable))
         self.steps = config.max_iter * config.max_epoch * math.ceil(self.num_samples / config.batch_size)
         self.iteration, self.epoch, self.step = 0, 0, 0
         self.history: list[dict[str, Any]] = []
@@ -110,6 +147,8 @@ class _Run:
         self._seconds, self._started, self._saved = 0.0, time.monotonic(), -math.inf
         if config.resume:
             self._restore()
+        elif self.folder is not None:
+            require_room(self.folder, self._file_sizes())
 
     @property
     def seconds(self) -> float:
@@ -121,24 +160,27 @@ class _Run:
         log = None
         try:
             if self.folder is not None:
-                log = ScalarLog(self.folder, self.history)
+                with writing(self.folder):
+                    log = ScalarLog(self.folder, self.history)
             self._started = time.monotonic()
             if self.folder is not None and not self.config.resume:
                 self._save_checkpoint()
             self._tell("start")
             while self.iteration < self.config.max_iter:
                 self._train_iteration(log)
-            self._save_model("final", {"map": self.history[-1]["map"], "iteration": self.iteration})
+            self._save_model("final", _scores(self.history[-1]) | {"iteration": self.iteration})
         finally:
             self._tell("end")
             if log is not None:
-                log.close()
+                with writing(log.folder):
+                    log.close()
         return self.seconds
 
     def _train_iteration(self, log: ScalarLog | None) -> None:
         """The epochs that are left of an outer iteration, its discrete step, and its evaluation where one is due."""
         config = self.config
-        sampled = sample_items(len(self.state), self.num_samples, config.seed, self.iteration).to(self.device)
+        sampled = sample_items(len(self.trainable), self.num_samples, config.seed, self.iteration)
+        sampled = self.trainable[sampled].to(self.device)
         self.state.begin_iteration(sampled)
         for _ in range(self.epoch, config.max_epoch):
             row, embeddings = self._train_epoch(sampled)
@@ -149,7 +191,8 @@ class _Run:
             row["seconds"] = self.seconds
             self.history.append(row)
             if log is not None:
-                log.add(row)
+                with writing(log.folder):
+                    log.add(row)
             self._tell("iteration" if last else "epoch", row)
             self.iteration, self.epoch = (self.iteration + 1, 0) if last else (self.iteration, self.epoch + 1)
             done = self.iteration == config.max_iter
@@ -211,9 +254,14 @@ class _Run:
         config, number = self.config, self.iteration + 1
         if number % config.eval_every and number != config.max_iter:
             return
-        row["map"] = evaluate(self.model, self.state, self.data.query, config.ties, workers=config.workers).map
-        if row["map"] > self.best.get("map", -1.0):
-            self.best = {"map": row["map"], "iteration": number}
+        options: dict[str, Any] = {"ties": config.ties, "workers": config.workers}
+        row["map"] = evaluate(self.model, self.state, self.data.query, **options).map
+        if config.select == "validation":
+            scored = validate(self.model, self.state, self.data.database, self.held_out, **options)
+            row["validation_map"] = scored.map
+        key = "validation_map" if config.select == "validation" else "map"
+        if config.select == "last" or row[key] > self.best.get(key, -1.0):
+            self.best = _scores(row) | {"iteration": number}
             self._save_model("best", self.best)
 
     def _require_finite(self, loss: float) -> None:
@@ -227,11 +275,20 @@ class _Run:
     def _save_model(self, name: str, place: dict[str, Any]) -> None:
         """Write a model file; `place` is its mAP and the outer iteration (from 1) after which it stands."""
         if self.folder is not None:
-            save_model(self.folder / f"{name}.safetensors", self.model, self.state.codes, self.meta | place)
+            with writing(self.folder):
+                path = self.folder / f"{name}.safetensors"
+                save_model(path, self.model, self.state.codes, self.meta | place)
+
+    def _file_sizes(self) -> dict[str, int]:
+        """Bytes that the run's files take, but for what is small."""
+        model = sum(value.nbytes for value in self.model.state_dict().values())
+        momentum = sum(p.nbytes for p in self.model.parameters()) if self.config.momentum > 0 else 0
+        sizes = {f"{name}.safetensors": model + self.state.codes.numel() // 8 for name in ("best", "final")}
+        return sizes | {checkpoint.FILE: model + momentum + self.state.codes.nbytes}
 
     def _save_checkpoint(self) -> None:
         assert self.folder is not None
-        Checkpoint(
+        state = Checkpoint(
             # A run may go on where there is no such device.
             config=self.config.replace(device=None).to_json(),
             dataset=describe_data(self.data),
@@ -244,7 +301,9 @@ class _Run:
             codes=self.state.codes,
             history=self.history,
             best=self.best,
-        ).save(self.folder)
+        )
+        with writing(self.folder):
+            state.save(self.folder)
         self._saved = time.monotonic()
 
     def _restore(self) -> None:
@@ -267,6 +326,11 @@ class _Run:
         self.iteration, self.epoch, self._seconds = stored.iteration, stored.epoch, stored.seconds
         self.history, self.best = stored.history, stored.best
         self.step = self.history[-1]["step"] if self.history else 0
+
+
+def _scores(row: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation added to a row of the history."""
+    return {name: row[name] for name in ("map", "validation_map") if name in row}
 
 
 def _claim_folder(config: TrainConfig) -> Path:

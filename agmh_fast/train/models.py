@@ -60,6 +60,7 @@ def describe_model(config: TrainConfig, data: RetrievalData, own_model: bool) ->
         "mean": list(data.mean),
         "std": list(data.std),
         "fingerprints": data.fingerprints,
+        "selected_by": config.select,
         "config": config.to_mapping(),
     }
 
@@ -79,7 +80,7 @@ def save_model(path: Path, model: AGMH, codes: Tensor, meta: dict[str, Any]) -> 
 
 
 def load_run(folder: str | os.PathLike[str], which: str = "best", device: str | torch.device = "cpu") -> AGMH:
-    """The model of a run in eval mode: `which` is "best" (by mAP of the queries) or "final".
+    """The model of a run in eval mode: `which` is "best", as the setting `select` says, or "final".
 
     Raises InputError if the folder holds no such model, or one with a backbone of the user's own.
     """
@@ -101,8 +102,8 @@ def load_codes(folder: str | os.PathLike[str], which: str = "best") -> Tensor:
 
 
 def load_meta(folder: str | os.PathLike[str], which: str = "best") -> dict[str, Any]:
-    """What was stored with `load_run(folder, which)`: map, iteration, class_names, mean, std, fingerprints of the
-    splits, config; same errors.
+    """What was stored with `load_run(folder, which)`: map, iteration, selected_by, class_names, mean, std, fingerprints
+    of the splits, config; same errors.
     """
     return _read(folder, which)[1]
 

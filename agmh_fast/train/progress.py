@@ -74,6 +74,7 @@ class ConsoleProgress:
             self._bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in (losses | best).items()), speed]))
         elif event.kind == "iteration":
             score = f"  mAP {row['map']:.3f}" if "map" in row else ""
+            score += f" (validation {row['validation_map']:.3f})" if "validation_map" in row else ""
             shown = "  ".join(f"{name} {value}" for name, value in losses.items())
             place = f"iteration {event.iteration + 1}/{self._iterations}"
             print(f"{place}  {shown}{score}  {speed}  ETA {self._left(event)}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SAMPLE, _ORDER, _MODULES = range(3)
+_SAMPLE, _ORDER, _MODULES, _HELD_OUT = range(4)
 
 
 def sample_items(count: int, number: int, seed: int, iteration: int) -> Tensor:
@@ -20,6 +20,12 @@ def sample_items(count: int, number: int, seed: int, iteration: int) -> Tensor:
 def epoch_order(number: int, seed: int, iteration: int, epoch: int) -> Tensor:
     """A permutation (number,) int64: the order in which an epoch visits the sampled items."""
     return torch.from_numpy(_stream(seed, _ORDER, iteration, epoch).permutation(number))
+
+
+def held_out_draw(count: int, seed: int) -> tuple[Tensor, float]:
+    """A permutation (count,) int64 and a number from 0 up to 1: what the choice of held-out images depends on."""
+    stream = _stream(seed, _HELD_OUT)
+    return torch.from_numpy(stream.permutation(count)), float(stream.random())
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ _TAGS = {
     "train/learning_rate": "lr",
     "train/images_per_second": "images_per_second",
     "retrieval/map": "map",
+    "retrieval/validation_map": "validation_map",
 }
 
 
@@ -26,6 +27,7 @@ class ScalarLog:
     """Appends rows of a run's history; opened with the history so far, which replaces what the files held."""
 
     def __init__(self, folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+        self.folder = folder
         text = "step,tag,value,seconds\n" + "".join(_lines(row) for row in history)
         with atomic_write(folder / FILE) as temporary:
             temporary.write_text(text)
@@ -41,9 +43,11 @@ class ScalarLog:
                 self._events.add_scalar(tag, value, row["step"])
 
     def close(self) -> None:
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        try:
+            self._file.close()
+        finally:
+            if self._events is not None:
+                self._events.close()
 
 
 def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -57,6 +57,7 @@ def make_config() -> Callable[..., TrainConfig]:
         "gamma": 1.0,
         "schedule": "cosine",
         "eval_every": 1,
+        "select": "test",
         "device": "cpu",
         "checkpoint_seconds": 0,
     }

@@ -83,6 +83,7 @@ def test_nothing_temporary_is_left(folder):
         "checkpoint.pt",
         "events",
         "final.safetensors",
+        "result.json",
         "scalars.csv",
     ]
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from interruptions import Stopper
 from torch import nn
 
 import agmh_fast as af
@@ -17,17 +18,6 @@ from agmh_fast.modules.small import SmallResNet
 from agmh_fast.train import fit, silent
 
 TIMES = ("seconds", "images_per_second")
-
-
-class Stopper:
-    """A progress that raises KeyboardInterrupt after a given number of batches."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, event: train.Event) -> None:
-        if event.kind == "batch" and event.step == self.step:
-            raise KeyboardInterrupt
 
 
 def _untimed(history):

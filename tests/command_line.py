@@ -1,0 +1,41 @@
+"""Running the command line in tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import agmh_fast as af
+from agmh_fast.cli import main
+
+ROOT = Path(af.__file__).resolve().parent.parent
+COMMAND = [sys.executable, "-m", "agmh_fast"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+QUICK_TRAIN = (
+    "train --bits 8 --num-descriptors 2 --descriptor-dim 4 --memory-size 2 --num-samples 8 --batch-size 4 --select test"
+)
+
+
+def run(capsys, line):
+    """Exit code, stdout and stderr of a command line."""
+    code = main(line.split())
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def require_mistake(capsys, line, text, prints_splits=False):
+    """The command line must fail with exit code 2 and one line; training may name its splits before."""
+    try:
+        code, out, err = run(capsys, line)
+    except SystemExit as stop:
+        code, (out, err) = stop.code, capsys.readouterr()
+    if prints_splits:
+        err = "".join(said for said in err.splitlines(keepends=True) if ", SHA-256 " not in said)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("agmh-fast: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert text in err
