@@ -198,21 +198,6 @@ def test_a_loss_that_is_not_finite_names_the_place_and_leaves_the_checkpoint(dat
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
 
 
-def test_multi_label_data(data, make_config):
-    def relabel(images):
-        class Relabelled:
-            labels = torch.stack([images.labels != 0, images.labels != 1], dim=1).long()
-            __len__ = images.__len__
-            load = images.load
-
-        return Relabelled()
-
-    classes = ("not zero", "not one")
-    multi = RetrievalData("patterns", classes, relabel(data.database), relabel(data.query), data.mean, data.std)
-    result = fit(make_config(), multi, progress=silent)
-    assert 0 < result.map <= 1
-
-
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"channels_last": True}, {"momentum": 0}, {"warmup": 0.3}])
 def test_options_of_the_optimisation_run(data, make_config, changes):
     result = fit(make_config(max_iter=1, **changes), data, progress=silent)
