@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from agmh_fast._version import __version__
-from agmh_fast.cli import codes, datasets, info, training
+from agmh_fast.cli import codes, datasets, evaluation, images, info, training
 from agmh_fast.cli.command import PROGRAM, Command
 from agmh_fast.errors import InputError
 
@@ -21,9 +21,11 @@ COMMANDS: dict[str, Command] = {
     "demo": training.DEMO,
     "data": datasets.DATA,
     "train": training.TRAIN,
+    "encode": images.ENCODE,
     "index": codes.INDEX,
     "search": codes.SEARCH,
-    "evaluate": codes.EVALUATE,
+    "evaluate": evaluation.EVALUATE,
+    "visualize": images.VISUALIZE,
     "info": info.INFO,
 }
 

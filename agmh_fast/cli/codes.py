@@ -1,43 +1,83 @@
-"""`agmh-fast index`, `search` and `evaluate`: on packed codes in .npy files."""
+"""`agmh-fast index` and `search`: on packed codes in .npy files, or on encoded images."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agmh_fast.cli.command import Command, add_json, print_json, read_npy
+from agmh_fast.cli.images import index_paths, search_images
+from agmh_fast.errors import require
+
+if TYPE_CHECKING:
+    from agmh_fast.train.encoded import Encoded
 
 
 def _index_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("codes", help=".npy file of packed codes, (N, ceil(bits/8)) uint8 as numpy.packbits gives them")
-    parser.add_argument("--bits", type=int, required=True, help="code length, 1..4096")
+    parser.add_argument("codes", help="folder that `agmh-fast encode` wrote, or .npy file of packed codes")
+    parser.add_argument("--bits", type=int, help="code length, 1..4096; a .npy file, (N, ceil(bits/8)) uint8, needs it")
     parser.add_argument("--output", required=True, help="index file to write (safetensors)")
     add_json(parser)
 
 
 def _index(args: argparse.Namespace) -> None:
     from agmh_fast.search import HammingIndex
+    from agmh_fast.train.disk import write_text, writing
 
-    codes = read_npy("codes", args.codes, mmap=True)
-    HammingIndex.save_codes(args.output, codes, args.bits)
+    encoded = _encoded(args.codes) if Path(args.codes).is_dir() else None
+    bits = args.bits if encoded is None else encoded.bits
+    require(bits is not None, f"bits: give --bits, as {args.codes!r} does not say how long its codes are")
+    require(args.bits in (None, bits), f"bits is {args.bits}, but {args.codes!r} holds codes of {bits}")
+    path = args.codes if encoded is None else str(Path(args.codes, "codes.npy"))
+    codes = read_npy("codes", path, mmap=True)
+    names = index_paths(args.output)
+    with writing(names.parent):
+        # Those of an earlier index of this name go first: they are not this one's.
+        names.unlink(missing_ok=True)
+        HammingIndex.save_codes(args.output, codes, bits)
+        if encoded is not None:
+            write_text(names, encoded.to_json())
     if args.json:
-        print_json({"items": len(codes), "bits": args.bits, "output": args.output})
+        print_json({"items": len(codes), "bits": bits, "output": args.output})
     else:
-        print(f"{len(codes)} codes of {args.bits} bits in {args.output}")
+        print(f"{len(codes)} codes of {bits} bits in {args.output}")
+
+
+def _encoded(folder: str) -> Encoded:
+    from agmh_fast.train.encoded import ABOUT, Encoded
+
+    whole = Path(folder, ABOUT).is_file()
+    require(whole, f"codes: {folder!r} holds no finished codes: run agmh-fast encode, again if it was interrupted")
+    return Encoded.read(Path(folder, ABOUT))
 
 
 def _search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", help="index file that `agmh-fast index` wrote")
-    parser.add_argument("queries", help=".npy file of packed codes, (Q, ceil(bits/8)) uint8")
+    parser.add_argument("queries", nargs="+", help="images, or one .npy file of packed codes, (Q, ceil(bits/8)) uint8")
     parser.add_argument("-k", type=int, default=10, help="items to find for each query (default: %(default)s)")
     parser.add_argument("--max-distance", type=int, help="leave out items farther away than so many bits")
+    parser.add_argument("--run", help="for images: the run whose model encodes them (default: the index's own)")
+    parser.add_argument("--model", help="for images: best or final (default: as the index's)")
+    parser.add_argument("--device", help="for images: cpu, cuda or cuda:N (default: cuda where there is one)")
+    parser.add_argument("--sheet", metavar="png", help="for images: a picture of queries and what was found")
     add_json(parser)
 
 
 def _search(args: argparse.Namespace) -> None:
+    from agmh_fast.data import is_image
     from agmh_fast.search import HammingIndex
 
     index = HammingIndex.load(args.index)
-    found = index.search(read_npy("queries", args.queries), args.k, max_distance=args.max_distance)
+    images = [is_image(path) for path in args.queries]
+    if all(images):
+        search_images(args, index)
+        return
+    one = len(args.queries) == 1
+    require(one, "queries: give images alone, or one .npy file of codes")
+    for option in ("run", "model", "device", "sheet"):
+        require(getattr(args, option) is None, f"{option}: goes with images, not with codes")
+    found = index.search(read_npy("queries", args.queries[0]), args.k, max_distance=args.max_distance)
     rows = [
         {"query": number, "ids": ids[ids >= 0].tolist(), "distances": distances[ids >= 0].tolist()}
         for number, (distances, ids) in enumerate(zip(*found, strict=True))
@@ -50,53 +90,15 @@ def _search(args: argparse.Namespace) -> None:
         print(f"query {row['query']}:", "  ".join(f"{item} ({distance} bits)" for item, distance in pairs) or "nothing")
 
 
-def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    for side, letter in (("query", "Q"), ("database", "N")):
-        codes, labels = f"({letter}, ceil(bits/8)) uint8", f"({letter},) integers or ({letter}, classes) multi-hot"
-        parser.add_argument(
-            f"--{side}-codes", required=True, metavar="file", help=f".npy file of packed codes, {codes}"
-        )
-        parser.add_argument(f"--{side}-labels", required=True, metavar="file", help=f".npy file of labels, {labels}")
-    parser.add_argument("--bits", type=int, help="code length (default: 8 · bytes)")
-    parser.add_argument("-k", type=int, help="score only the first k items (default: the whole database)")
-    add_json(parser)
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from agmh_fast import metrics
-    from agmh_fast.metrics.result import TIE_RULES
-
-    codes = read_npy("--query-codes", args.query_codes), read_npy("--database-codes", args.database_codes)
-    labels = read_npy("--query-labels", args.query_labels), read_npy("--database-labels", args.database_labels)
-    scores = {ties: metrics.retrieval(*codes, *labels, args.bits, ties, args.k) for ties in TIE_RULES}
-    if args.json:
-        print_json({ties: score.as_dict() for ties, score in scores.items()})
-        return
-    first = scores["stable"]
-    columns = ["mAP", *(f"P@{c}" for c in first.precision_at), *(f"R@{c}" for c in first.recall_at)]
-    print("ties         " + "".join(f"{column:>9}" for column in columns))
-    for ties, score in scores.items():
-        values = [score.map, *score.precision_at.values(), *score.recall_at.values()]
-        print(f"{ties:<13}" + "".join(f"{value:9.4f}" for value in values))
-    print(f"precision within radius 2: {first.precision_radius2:.4f}")
-    print(first.definition)
-
-
 INDEX = Command(
     "write a search index of packed codes",
-    "agmh-fast index codes.npy --bits 48 --output db.safetensors",
+    "agmh-fast index encoded --output db.safetensors",
     _index_options,
     _index,
 )
 SEARCH = Command(
-    "find the nearest codes of an index by Hamming distance",
-    "agmh-fast search db.safetensors queries.npy -k 10 --json",
+    "find the nearest items of an index by Hamming distance, for codes or for images",
+    "agmh-fast search db.safetensors photo.jpg -k 10 --sheet found.png",
     _search_options,
     _search,
-)
-EVALUATE = Command(
-    "score packed codes and labels: mAP, precision and recall under every rule for ties",
-    "agmh-fast evaluate --query-codes q.npy --query-labels ql.npy --database-codes x.npy --database-labels xl.npy",
-    _evaluate_options,
-    _evaluate,
 )

@@ -13,6 +13,7 @@ from agmh_fast.data.custom import folder, listing
 from agmh_fast.data.fonts import fonts
 from agmh_fast.data.images import ImageFiles, fingerprint
 from agmh_fast.data.published import aircraft, cub, food101, nabirds, vegfru
+from agmh_fast.data.unlabelled import is_image, unlabelled
 from agmh_fast.errors import require
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "folder",
     "fonts",
     "food101",
+    "is_image",
     "listing",
     "load",
     "nabirds",
+    "unlabelled",
     "vegfru",
 ]
 

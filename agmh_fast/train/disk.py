@@ -17,7 +17,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = f"{error.strerror or error}; make room, then resume the run"
+        reason = f"{error.strerror or error}; make room and go on from there"
         raise InputError(f"output: cannot write in {str(folder)!r}: {reason}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -106,6 +107,17 @@ def load_meta(folder: str | os.PathLike[str], which: str = "best") -> dict[str, 
     of the splits, config; same errors.
     """
     return _read(folder, which)[1]
+
+
+def model_hash(folder: str | os.PathLike[str], which: str = "best") -> str:
+    """SHA-256 of the weights of `load_run(folder, which)`, whatever the file's metadata: hexadecimal; same errors."""
+    hasher = hashlib.sha256()
+    tensors, _ = _read(folder, which)
+    del tensors[_CODES]
+    for name, value in sorted(tensors.items()):
+        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        hasher.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def _read(folder: str | os.PathLike[str], which: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

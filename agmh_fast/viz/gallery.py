@@ -22,22 +22,24 @@ def retrieval_gallery(
     neighbours: Any,
     neighbour_names: Sequence[Sequence[str]],
     distances: Any,
-    correct: Any,
+    correct: Any = None,
 ) -> Figure:
     """One row a query: the query, then its nearest items in order, each with its class name and distance.
 
     queries (Q, H, W, 3) uint8 and neighbours (Q, k, H, W, 3) uint8 are pictures, query_names (Q) and neighbour_names
     (Q of k) their classes, distances (Q, k) in bits, correct (Q, k) bool. A correct item has a green solid frame and a
-    tick, a wrong one a red dashed frame and a cross, so that colour is not needed to tell them apart. Raises InputError
-    if shapes do not fit.
+    tick, a wrong one a red dashed frame and a cross, so that colour is not needed to tell them apart; without `correct`
+    frames are grey. A negative distance leaves the place empty. Raises InputError if shapes do not fit.
     """
     queries, neighbours = as_pictures("queries", queries, 4), as_pictures("neighbours", neighbours, 5)
-    distances, correct = as_array("distances", distances, 2), as_array("correct", correct, 2)
+    distances = as_array("distances", distances, 2)
+    hits = None if correct is None else as_array("correct", correct, 2)
     rows, columns = neighbours.shape[:2]
     require(len(queries) == rows, f"queries and neighbours must be as many, got {len(queries)} and {rows}")
     require(
-        distances.shape == correct.shape == (rows, columns),
-        f"distances and correct must have shape {(rows, columns)}, got {distances.shape} and {correct.shape}",
+        distances.shape == (rows, columns) and (hits is None or hits.shape == (rows, columns)),
+        f"distances and correct must have shape {(rows, columns)}, got {distances.shape}"
+        + ("" if hits is None else f" and {hits.shape}"),
     )
     require(len(query_names) == rows, f"query_names must hold {rows} names, got {len(query_names)}")
     require(
@@ -50,12 +52,21 @@ def retrieval_gallery(
         show_picture(panels[row, 0], queries[row], BLUE, width=2)
         _label(panels[row, 0], "query", BLUE, query_names[row])
         for column in range(columns):
-            axes, hit = panels[row, column + 1], bool(correct[row, column])
-            colour = RIGHT if hit else WRONG
-            show_picture(axes, neighbours[row, column], colour, "-" if hit else (0, (3, 2)), 2)
-            mark = "\N{CHECK MARK}" if hit else "\N{BALLOT X}"
-            _label(axes, f"{mark} {distances[row, column]}", colour, neighbour_names[row][column])
+            axes, distance = panels[row, column + 1], distances[row, column]
+            if distance < 0:
+                axes.set_axis_off()
+                continue
+            colour, style, mark = _frame(None if hits is None else bool(hits[row, column]))
+            show_picture(axes, neighbours[row, column], colour, style, 2)
+            _label(axes, f"{mark} {distance}".strip(), colour, neighbour_names[row][column])
     return figure
+
+
+def _frame(hit: bool | None) -> tuple[str, Any, str]:
+    """Colour, line and mark of an item that is right, wrong or not known to be either."""
+    if hit is None:
+        return MUTED, "-", ""
+    return (RIGHT, "-", "\N{CHECK MARK}") if hit else (WRONG, (0, (3, 2)), "\N{BALLOT X}")
 
 
 def _label(axes: Axes, mark: str, colour: str, name: str) -> None:

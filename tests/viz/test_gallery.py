@@ -10,7 +10,7 @@ import torch
 
 from agmh_fast.errors import InputError
 from agmh_fast.viz import png_bytes, retrieval_gallery
-from agmh_fast.viz.figure import RIGHT, WRONG
+from agmh_fast.viz.figure import MUTED, RIGHT, WRONG
 
 
 def arguments() -> dict[str, Any]:
@@ -60,3 +60,15 @@ def test_right_and_wrong_differ_in_colour_style_and_glyph() -> None:
 def test_bad_shapes_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         retrieval_gallery(**{**arguments(), **change})
+
+
+def test_without_knowing_what_is_right_frames_are_neutral_and_places_may_be_empty() -> None:
+    from matplotlib.colors import to_rgba
+
+    queries, neighbours = np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 2, 4, 4, 3), np.uint8)
+    figure = retrieval_gallery(queries, ["q"], neighbours, [["found", ""]], [[3, -1]])
+    shown, empty = figure.axes[1:]
+    assert shown.get_title() == "3"
+    assert shown.spines["top"].get_edgecolor() == to_rgba(MUTED)
+    assert not empty.axison
+    assert empty.get_images() == []

@@ -1,0 +1,132 @@
+"""`agmh-fast evaluate`: scores of codes in .npy files, or of the runs of `agmh-fast train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from agmh_fast.cli.command import Command, add_json, print_json, read_npy
+from agmh_fast.cli.images import add_model
+from agmh_fast.errors import require
+
+if TYPE_CHECKING:
+    from agmh_fast.metrics import RetrievalMetrics
+
+Scores = dict[str, "RetrievalMetrics"]
+_FILES = ("query_codes", "query_labels", "database_codes", "database_labels")
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", help="output folders of `agmh-fast train`, of one code length or several")
+    add_model(parser)
+    parser.add_argument("--root", help="for runs: their dataset's folder (default: where it was)")
+    parser.add_argument("--workers", type=int, default=0, help="for runs: processes that load images")
+    for side, letter in (("query", "Q"), ("database", "N")):
+        codes, labels = f"({letter}, ceil(bits/8)) uint8", f"({letter},) integers or ({letter}, classes) multi-hot"
+        parser.add_argument(f"--{side}-codes", metavar="file", help=f".npy file of packed codes, {codes}")
+        parser.add_argument(f"--{side}-labels", metavar="file", help=f".npy file of labels, {labels}")
+    parser.add_argument("--bits", type=int, help="for files: code length (default: 8 · bytes)")
+    parser.add_argument("-k", type=int, help="score only the first k items (default: the whole database)")
+    parser.add_argument("--figures", metavar="folder", help="draw precision over recall, and mAP over several lengths")
+    add_json(parser)
+
+
+def _run(args: argparse.Namespace) -> None:
+    files = {f"--{name.replace('_', '-')}": getattr(args, name) for name in _FILES}
+    missing = [option for option, path in files.items() if path is None]
+    if args.runs:
+        require(len(missing) == len(files), "give runs, or files of codes and labels, not both")
+        _evaluate_runs(args)
+    else:
+        require(not missing, f"give {', '.join(missing)}, or the output folders of runs")
+        _evaluate_files(args)
+
+
+def _evaluate_files(args: argparse.Namespace) -> None:
+    from agmh_fast import metrics
+    from agmh_fast.metrics.result import TIE_RULES
+
+    codes = read_npy("--query-codes", args.query_codes), read_npy("--database-codes", args.database_codes)
+    labels = read_npy("--query-labels", args.query_labels), read_npy("--database-labels", args.database_labels)
+    scores = {ties: metrics.retrieval(*codes, *labels, args.bits, ties, args.k) for ties in TIE_RULES}
+    _draw(args.figures, {args.query_codes: scores})
+    if args.json:
+        print_json(_plain(scores))
+    else:
+        _print_scores(scores)
+
+
+def _evaluate_runs(args: argparse.Namespace) -> None:
+    from agmh_fast.train.runs import evaluate_runs, run_folders
+
+    folders = [folder for top in args.runs for folder in run_folders(top)]
+    results = evaluate_runs(folders, args.model, args.root, args.k, args.workers)
+    _draw(args.figures, {result.folder: result.scores for result in results})
+    if args.json:
+        about = [
+            {
+                "run": result.folder,
+                "bits": result.bits,
+                "model": result.which,
+                "selected_by": result.selected_by,
+                "iteration": result.iteration,
+                "scores": _plain(result.scores),
+            }
+            for result in results
+        ]
+        print_json({"runs": about})
+        return
+    for result in results:
+        print(
+            f"{result.folder}: {result.bits} bits, {result.which} model, after iteration {result.iteration}, "
+            f"selected by {result.selected_by}"
+        )
+        _print_scores(result.scores)
+        print()
+    print("mAP" + "".join(f"{result.bits:>8} bits" for result in results))
+    for ties in results[0].scores:
+        print(f"{ties:<13}" + "  ".join(f"{result.scores[ties].map:.4f}" for result in results))
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+    return {ties: score.as_dict() for ties, score in scores.items()}
+
+
+def _print_scores(scores: Scores) -> None:
+    first = scores["stable"]
+    columns = ["mAP", *(f"P@{c}" for c in first.precision_at), *(f"R@{c}" for c in first.recall_at)]
+    print("ties         " + "".join(f"{column:>9}" for column in columns))
+    for ties, score in scores.items():
+        values = [score.map, *score.precision_at.values(), *score.recall_at.values()]
+        print(f"{ties:<13}" + "".join(f"{value:9.4f}" for value in values))
+    print(f"precision within radius 2: {first.precision_radius2:.4f}")
+    print(first.definition)
+
+
+def _draw(folder: str | None, scored: dict[str, Scores]) -> None:
+    """Pictures of every run: precision over recall, and with more than one code length mAP over them."""
+    if folder is None:
+        return
+    from agmh_fast import viz
+    from agmh_fast.files import output_folder
+
+    place = output_folder(folder)
+    firsts = {name: scores["stable"] for name, scores in scored.items()}
+    curves = {name: (score.pr_curve.precision, score.pr_curve.recall) for name, score in firsts.items()}
+    viz.save_png(viz.precision_recall_curves(curves), place / "precision_recall.png")
+    series: dict[str, dict[int, float]] = {}
+    for name, score in firsts.items():
+        # The lengths of one training lie side by side: a line for each such folder.
+        folder = os.path.dirname(name) or "."
+        series.setdefault(name if score.bits in series.get(folder, {}) else folder, {})[score.bits] = score.map
+    if len({score.bits for score in firsts.values()}) > 1:
+        viz.save_png(viz.map_by_bits(series), place / "map_by_bits.png")
+
+
+EVALUATE = Command(
+    "score runs, or packed codes and labels: mAP, precision and recall under every rule for ties",
+    "agmh-fast evaluate runs/cub --figures pictures",
+    _options,
+    _run,
+)
