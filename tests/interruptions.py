@@ -1,6 +1,10 @@
-"""Progresses of a training run that interrupt it as Ctrl-C does."""
+"""What interrupts a run: Ctrl-C, by a progress of training, and a full disk."""
 
 from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
 
 from agmh_fast.train import Event
 
@@ -26,3 +30,14 @@ class Countdown:
         self.left -= event.kind == "batch"
         if self.left == 0:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Context in which no file of this process may grow beyond `size` bytes: it fails as it would on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

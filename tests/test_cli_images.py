@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import ENVIRONMENT, require_mistake, run
+from interruptions import files_of_at_most
 
 import agmh_fast as af
 from agmh_fast import train
@@ -133,6 +134,17 @@ def test_an_image_that_changed_is_encoded_anew(folder, capsys):
     Path("images/deep/4.jpg").write_bytes(b"broken")
     assert run(capsys, "encode runs/12bits images --output less --skip-broken")[0] == 0
     assert "deep/4.jpg" not in Path("less/paths.txt").read_text().split()
+
+
+def test_a_full_disk_is_one_line_and_the_encoding_goes_on(folder, capsys):
+    line = "encode runs/12bits images --output out --batch-size 2"
+    # The header has 128 bytes: room for the codes of some batches, but not of all.
+    with files_of_at_most(128 + 9):
+        require_mistake(capsys, line, "output: cannot write in 'out': File too large; make room")
+    assert json.loads(Path("out/progress.json").read_text())["done"] == 4
+    assert run(capsys, line)[0] == 0
+    assert run(capsys, line.replace("--output out", "--output whole"))[0] == 0
+    assert Path("out/codes.npy").read_bytes() == Path("whole/codes.npy").read_bytes()
 
 
 def test_index_and_search_with_images(folder, capsys):

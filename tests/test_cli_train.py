@@ -53,6 +53,7 @@ def test_several_lengths_from_a_file(folder, capsys):
         assert json.loads(Path(place, "result.json").read_text()) | {"output": place} == made
         assert train.load_run(place).bits == made["bits"]
     assert json.loads(Path("runs/config.json").read_text())["bits"] == [4, 8]
+    assert "each length decodes the images anew: --cache keeps them" in err
     # A line a length, which says how the best was selected.
     code, out, _ = run(capsys, "train --resume --output runs")
     assert code == 0
@@ -118,6 +119,11 @@ def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
         ("--config run.toml --select best", "select must be one of validation, test, last"),
         ("--config run.toml --root nowhere", "root: 'nowhere/train.txt' is missing"),
         ("--config run.toml --bits 4 --weights none.pt", "no file 'none.pt'"),
+        ("--config run.toml --bits 4 --weights other.pt", "weights: 'other.pt' does not fit the backbone: Missing key"),
+        (
+            "--config run.toml --bits 4 --backbone resnet18 --weights other.pt",
+            "weights: 'other.pt' does not fit resnet18: Missing key",
+        ),
         ("--config run.toml --bits 4 --validation-share 0.01", "select: there are too few images"),
         ("--config run.toml --precision fp8", "precision must be one of fp32, bf16, fp16"),
         ("--dataset cub --root .", "is missing: cub has images.txt"),
@@ -126,6 +132,7 @@ def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
 )
 def test_a_mistake_is_exit_code_2_and_one_line(folder, capsys, line, text):
     Path("bad.toml").write_text("speed = 3\n")
+    torch.save({"conv.weight": torch.zeros(1)}, "other.pt")
     require_mistake(capsys, f"train {line} --output new", text, prints_splits=True)
     assert not list(folder.glob(f"new/**/{checkpoint.FILE}"))
 

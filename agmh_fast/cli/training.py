@@ -97,9 +97,15 @@ def _train(args: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(args).items() if name not in ("command", "json", "config")}
     plan = train.plan(given, args.config, output=_TRAIN_OUTPUT)
     folder = str(plan.folder)
+    # Before what may take long.
+    plan.check()
     data = train.load_data(plan.config)
     for split, fingerprint in data.fingerprints.items():
         print(f"{data.name}, {split}: {len(getattr(data, split))} images, SHA-256 {fingerprint}", file=sys.stderr)
+    if len(plan.lengths) > 1 and plan.config.cache is None and plan.config.dataset != "fonts":
+        print(
+            "each length decodes the images anew: --cache keeps them, if random crops may come from it", file=sys.stderr
+        )
     plan.claim()
     results = []
     try:

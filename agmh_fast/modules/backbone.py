@@ -66,7 +66,7 @@ def build_backbone(
     if not isinstance(backbone, nn.Module):
         raise InputError(f"backbone must be a module or one of {', '.join(RESNETS)}, got {type(backbone).__name__}")
     if weights is not None:
-        backbone.load_state_dict(read_state_dict(weights))
+        _load(backbone, read_state_dict(weights), f"weights: {os.fspath(weights)!r} does not fit the backbone")
     return LastFeatureMap(backbone) if hasattr(backbone, "feature_info") else backbone, channels or _channels(backbone)
 
 
@@ -106,12 +106,14 @@ def _load_resnet(module: nn.Module, name: str, weights: str | os.PathLike[str]) 
             f"weights must be None, a local file or one of {', '.join(known)} for {name}, got {str(weights)!r}"
         )
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    _load(module, state, f"weights: {str(weights)!r} does not fit {name}")
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], otherwise: str) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(
-            f"weights: {str(weights)!r} does not fit {name}: {str(error).splitlines()[1].strip()}"
-        ) from error
+        raise InputError(f"{otherwise}: {str(error).splitlines()[1].strip()}") from error
 
 
 def _channels(module: nn.Module) -> int:

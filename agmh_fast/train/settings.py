@@ -61,18 +61,19 @@ class Plan:
             for bits, folder in zip(self.lengths, folders, strict=True)
         ]
 
-    def claim(self) -> None:
-        """Make the output folder and write the settings there.
-
-        Raises InputError where another run would be overwritten, and where the one to resume had other settings.
-        """
-        folder = output_folder(self.folder)
+    def check(self) -> None:
+        """Raise InputError where another run would be overwritten, and where the one to resume had other settings."""
         if self.config.resume:
-            self._require_same(stored_plan(folder))
-        else:
-            taken = [folder / checkpoint.FILE, *folder.glob(f"*bits/{checkpoint.FILE}")]
-            free = not any(path.is_file() for path in taken)
-            require(free, f"output: {str(folder)!r} already holds a run: resume it or choose another folder")
+            self._require_same(stored_plan(self.folder))
+            return
+        taken = [self.folder / checkpoint.FILE, *self.folder.glob(f"*bits/{checkpoint.FILE}")]
+        free = not any(path.is_file() for path in taken)
+        require(free, f"output: {str(self.folder)!r} already holds a run: resume it or choose another folder")
+
+    def claim(self) -> None:
+        """Check, make the output folder, and write the settings there."""
+        self.check()
+        folder = output_folder(self.folder)
         with writing(folder):
             write_text(folder / FILE, json.dumps(self.to_mapping(), indent=2) + "\n")
 

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import shutil
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+from interruptions import files_of_at_most
 
 from agmh_fast import InputError, train
 from agmh_fast.train import fit, silent
-
-
-@contextlib.contextmanager
-def _files_of_at_most(size: int) -> Iterator[None]:
-    """Context in which no file of this process may grow beyond `size` bytes: it fails as it would on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class FullAt:
@@ -34,7 +22,7 @@ class FullAt:
 
     def __call__(self, event: train.Event) -> None:
         if event.kind == "batch" and event.step == self.step:
-            self.stack.enter_context(_files_of_at_most(self.size))
+            self.stack.enter_context(files_of_at_most(self.size))
 
 
 # With 0 bytes the scalars fail first, with 10 000 the models do.
