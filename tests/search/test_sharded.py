@@ -68,11 +68,11 @@ def test_a_mistake_on_one_rank_is_an_error_on_all(three):
         (0, "dies", "its connection is closed", 20),
         (2, "dies", "its connection is closed", 20),
         (0, "dies before it sends its candidates", "its connection is closed", 20),
-        (1, "stops", "waited 2 s", 12),
+        (1, "stops", "waited 5 s", 20),
     ],
 )
 def test_a_lost_rank_is_named_in_time(three, lost, how, reason, limit):
-    told = three.run(cases.lose_a_rank, lost, how, 2.0 if how == "stops" else 60.0, answers=2)
+    told = three.run(cases.lose_a_rank, lost, how, 5.0 if how == "stops" else 60.0, answers=2)
     for rank, answer in enumerate(told):
         if rank != lost:
             message, gone, seconds = answer
