@@ -34,13 +34,21 @@ struct Task {
   // One byte an item and query, 0 leaves the item out: mask[query * mask_stride + position]. Stride 0: one for all.
   const uint8_t* mask = nullptr;
   int64_t mask_stride = 0;
-  // Id of each row of `items`, ascending; without it the row number is the id.
+  // Id of each row of `items`, ascending; without it ids count on from first_id, and none is read from memory.
   const int64_t* ids = nullptr;
+  int64_t first_id = 0;
   int threads = 1;
 
   int64_t size() const { return selected >= 0 ? selected : items.count; }
   int64_t row_of(int64_t position) const { return selected >= 0 ? selection[position] : position; }
-  int64_t id_of(int64_t position) const { return ids != nullptr ? ids[row_of(position)] : row_of(position); }
+  int64_t id_of(int64_t position) const { return ids != nullptr ? ids[row_of(position)] : first_id + row_of(position); }
+  // Leaves out the first rows; not with a selection or a mask.
+  void drop(int64_t rows) {
+    items.data += rows * items.stride;
+    items.count -= rows;
+    first_id += rows;
+    if (ids != nullptr) ids += rows;
+  }
 };
 
 // Relevance of items to queries: equal labels, or, with `words` > 0, a label set in common (bit sets of `words` words).

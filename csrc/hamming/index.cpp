@@ -255,7 +255,12 @@ Task Index::make_task(const Codes& queries, const Allowed& allowed, int threads,
   task.bits = bits_;
   task.queries = queries;
   task.items = storage_->codes();
-  task.ids = storage_->ids();
+  const int64_t* ids = storage_->ids();
+  // Ascending and unique, so that their ends say whether any is missing between them.
+  if (count > 0 && ids[count - 1] - ids[0] == count - 1)
+    task.first_id = ids[0];
+  else
+    task.ids = ids;
   task.threads = threads;
   if (allowed.mask_rows > 0 && allowed.mask_columns != count)
     throw InputError("mask must have one entry for each of the " + counted(count, "item") + " of the index, got " +
@@ -315,9 +320,7 @@ void Index::search(const Codes& queries, int64_t k, int max_distance, const Allo
   const int64_t first = grouped->size();
   if (first == storage_->count()) return;
   // Rows that came later are scanned; at equal distances they come after those of the groups.
-  task.items.data += first * task.items.stride;
-  task.items.count -= first;
-  task.ids += first;
+  task.drop(first);
   const size_t results = static_cast<size_t>(queries.count * k);
   std::vector<int32_t> late_distances(results), early_distances(distances, distances + results);
   std::vector<int64_t> late_ids(results), early_ids(ids, ids + results);

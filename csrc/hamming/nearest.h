@@ -25,8 +25,9 @@ class DistanceCounts {
 
   explicit DistanceCounts(int limit) : bins_(limit + 1), counts_(static_cast<size_t>(kRuns * bins_)) {}
 
-  // Counters of a run.
+  // Counters of a run; those of the next one are stride() further.
   int64_t* run(int index) { return counts_.data() + index * bins_; }
+  int64_t stride() const { return bins_; }
   void clear() { std::fill(counts_.begin(), counts_.end(), 0); }
 
   // Calls visit(run, key) for every key, those of a run in order.
@@ -39,7 +40,8 @@ class DistanceCounts {
   }
 
   void add(const Key* keys, int64_t size) {
-    walk(keys, size, [this](int index, Key key) { ++run(index)[distance_of(key)]; });
+    walk(keys, size,
+         [counts = run(0), bins = bins_](int index, Key key) { ++counts[index * bins + distance_of(key)]; });
   }
 
  private:

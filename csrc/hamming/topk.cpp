@@ -32,24 +32,30 @@ struct Outputs {
 // One query's results from the parts of the items, by a stable counting sort; parts come in ascending position. Returns
 // how many items the parts hold.
 int64_t merge(const Task& task, int64_t query, const Nearest* parts, int count, int limit, const Outputs& out) {
+  int32_t* const distances = out.distances + query * out.k;
+  int64_t* const ids = out.ids + query * out.k;
   std::vector<DistanceCounts> places(static_cast<size_t>(count), DistanceCounts(limit));
   for (int part = 0; part < count; ++part)
     places[static_cast<size_t>(part)].add(parts[part].keys(), parts[part].size());
   int64_t total = 0;
-  for (int distance = 0; distance <= limit; ++distance)
+  for (int distance = 0; distance <= limit; ++distance) {
+    const int64_t start = std::min(out.k, total);
     for (DistanceCounts& part : places)
       for (int run = 0; run < DistanceCounts::kRuns; ++run) total += std::exchange(part.run(run)[distance], total);
-  const int64_t found = std::min(out.k, total);
-  int32_t* distances = out.distances + query * out.k;
-  int64_t* ids = out.ids + query * out.k;
+    std::fill(distances + start, distances + std::min(out.k, total), distance);
+  }
+  const Task from = task;  // by value, as far as the compiler knows no store below can change it
+  int64_t nowhere = 0;
   for (int part = 0; part < count; ++part)
-    DistanceCounts::walk(parts[part].keys(), parts[part].size(), [&](int run, Key key) {
-      const int16_t distance = distance_of(key);
-      const int64_t place = places[static_cast<size_t>(part)].run(run)[distance]++;
-      if (place >= out.k) return;
-      distances[place] = distance;
-      ids[place] = task.id_of(position_of(key));
-    });
+    DistanceCounts::walk(parts[part].keys(), parts[part].size(),
+                         [=, &from, &nowhere, next = places[static_cast<size_t>(part)].run(0),
+                          bins = places[static_cast<size_t>(part)].stride(), k = out.k](int run, Key key) {
+                           const int64_t place = next[run * bins + distance_of(key)]++;
+                           // Which of the farthest are too many is not to be foretold: no branch.
+                           int64_t* const to = place < k ? ids + place : &nowhere;
+                           *to = from.id_of(position_of(key));
+                         });
+  const int64_t found = std::min(out.k, total);
   fill_missing(found, out.k, distances, ids);
   return total;
 }
