@@ -10,6 +10,7 @@
 
 #include "hamming/index.h"
 #include "hamming/kernels.h"
+#include "hamming/pool.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -77,6 +78,17 @@ py::array_t<T> adopt(std::unique_ptr<T[]> data, int64_t count) {
   return py::array_t<T>(count, raw, owner);
 }
 
+// A NumPy array of results, whose memory is used again when the array is gone.
+template <class T>
+py::array_t<T> results(int64_t rows, int64_t columns) {
+  if (columns > 0 && rows > PTRDIFF_MAX / static_cast<int64_t>(sizeof(T)) / columns) throw std::bad_alloc();
+  auto block = std::make_unique<agmh::Block>(agmh::take_block(static_cast<size_t>(rows * columns) * sizeof(T)));
+  T* const data = reinterpret_cast<T*>(block->get());
+  const py::capsule owner(block.get(), [](void* memory) { delete static_cast<agmh::Block*>(memory); });
+  (void)block.release();
+  return py::array_t<T>({rows, columns}, data, owner);
+}
+
 // Read-only arrays over a snapshot, which they keep alive.
 py::tuple snapshot(const agmh::Index& index) {
   int64_t next_id = 0;
@@ -133,8 +145,8 @@ py::tuple search(const agmh::Index& index, const Bytes& queries, int64_t k, int 
                  const std::optional<Mask>& mask, const std::optional<Ids>& allowed_ids, int threads) {
   const agmh::Codes codes = as_codes(queries, index.bits());
   const agmh::Allowed allowed = as_allowed(mask, allowed_ids, codes.count);
-  py::array_t<int32_t> distances({codes.count, k});
-  py::array_t<int64_t> ids({codes.count, k});
+  py::array_t<int32_t> distances = results<int32_t>(codes.count, k);
+  py::array_t<int64_t> ids = results<int64_t>(codes.count, k);
   int32_t* distance_data = distances.mutable_data();
   int64_t* id_data = ids.mutable_data();
   {

@@ -1,6 +1,5 @@
 #include "hamming/hits.h"
 
-#include <bit>
 #include <cstring>
 
 namespace agmh {
@@ -26,7 +25,7 @@ PlaneScan::PlaneScan(const Task& task, Range queries)
       memory_(std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(step_ / 8 * queries.size() + 64))),
       words_(reinterpret_cast<uint64_t*>(aligned(memory_.get()))),
       index_(static_cast<size_t>(step_ + kIndexSlack)),
-      distances_(static_cast<size_t>(step_)) {}
+      keys_(static_cast<size_t>(step_)) {}
 
 void PlaneScan::find(int64_t first, int count) {
   rows_ = reader_.tile(first, count);
@@ -45,17 +44,12 @@ Hits PlaneScan::hits(int64_t query) {
   const int64_t own = query - queries_.begin;
   uint64_t left = 0;  // bit 8 t + w: word w of tile t has hits
   std::memcpy(&left, occupied_.data() + own * kTiles, kTiles);
-  int found = 0;
-  for (; left != 0; left &= left - 1) {
-    const int place = std::countr_zero(left), tile = place / kPlaneWords;
-    const uint64_t word = words_[(tile * queries_.size() + own) * kPlaneWords + place % kPlaneWords];
-    found += kernels_.set_bits(word, 64 * place, index_.data() + found);
-  }
+  int found = kernels_.set_bits(words_ + own * kPlaneWords, queries_.size() * kPlaneWords, left, index_.data());
   // Rows that do not exist count as zeros.
   while (found > 0 && index_[static_cast<size_t>(found - 1)] >= count_) --found;
-  kernels_.distances_at(reader_.query(query), rows_, row_bytes_, index_.data(), found, distances_.data());
-  if (task_.mask != nullptr) found = keep_unmasked(task_, query, first_, found, index_.data(), distances_.data());
-  return {first_, index_.data(), distances_.data(), found};
+  kernels_.keys_at(reader_.query(query), rows_, row_bytes_, index_.data(), found, first_, keys_.data());
+  if (task_.mask != nullptr) found = keep_unmasked(task_, query, found, keys_.data());
+  return {keys_.data(), found};
 }
 
 }  // namespace agmh

@@ -10,23 +10,19 @@
 
 namespace agmh {
 
-// Some items of one query: positions first + index[i], ascending, and their distances.
+// Some items of one query, by ascending position.
 struct Hits {
-  int64_t first = 0;
-  const uint16_t* index = nullptr;
-  const int16_t* distances = nullptr;
+  const Key* keys = nullptr;
   int count = 0;
 };
 
-// Leaves out what the query's mask does: of `count` items first + index[i], ascending, those that stay come first.
-inline int keep_unmasked(const Task& task, int64_t query, int64_t first, int count, uint16_t* index,
-                         int16_t* distances) {
-  const uint8_t* mask = task.mask + query * task.mask_stride + first;
+// Leaves out what the query's mask does; those that stay come first, and how many they are is returned.
+inline int keep_unmasked(const Task& task, int64_t query, int count, Key* keys) {
+  const uint8_t* mask = task.mask + query * task.mask_stride;
   int kept = 0;
   for (int i = 0; i < count; ++i) {
-    index[kept] = index[i];
-    distances[kept] = distances[i];
-    kept += mask[index[i]] != 0;
+    keys[kept] = keys[i];
+    kept += mask[position_of(keys[i])] != 0;
   }
   return kept;
 }
@@ -65,7 +61,7 @@ class PlaneScan {
   std::unique_ptr<uint8_t[]> memory_;
   uint64_t* words_;  // (tiles, queries, kPlaneWords)
   std::vector<uint16_t> index_;
-  std::vector<int16_t> distances_;
+  std::vector<Key> keys_;
   const uint8_t* rows_ = nullptr;
   int64_t first_ = 0;
   int count_ = 0;
@@ -78,13 +74,15 @@ void scan_hits(const Task& task, Range queries, Range items, const Limit& limit,
   if (!PlaneScan::pays(task.bits, queries.size())) {
     uint16_t index[kMaxTile + kIndexSlack];
     int16_t distances[kMaxTile + kIndexSlack];
+    Key keys[kMaxTile];
     const int row_bytes = padded_bytes(task.bits);
     const auto near = kernels().near;
     scan_rows(task, queries, items,
               [&](int64_t query, const uint8_t* code, int64_t first, const uint8_t* rows, int count) {
                 int found = near(code, rows, count, row_bytes, limit(query), index, distances);
-                if (task.mask != nullptr) found = keep_unmasked(task, query, first, found, index, distances);
-                if (found > 0) epilogue(query, Hits{first, index, distances, found});
+                for (int i = 0; i < found; ++i) keys[i] = key_of(distances[i], first + index[i]);
+                if (task.mask != nullptr) found = keep_unmasked(task, query, found, keys);
+                if (found > 0) epilogue(query, Hits{keys, found});
               });
     return;
   }

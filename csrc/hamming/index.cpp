@@ -13,6 +13,8 @@
 #include <pthread.h>
 #endif
 
+#include "hamming/kernels.h"
+
 namespace agmh {
 
 // All indexes of the process. A fork takes each between two calls: the child has only the thread that forked, and what
@@ -111,24 +113,17 @@ int64_t count_kept(const uint8_t* mask, int64_t count) {
   return kept;
 }
 
-// The positions that a mask keeps. Runs of eight that it drops are passed at once; the rest has no branch to
-// mispredict.
+// The positions that a mask keeps.
 std::vector<int64_t> kept_positions(const uint8_t* mask, int64_t count) {
-  std::vector<int64_t> positions(static_cast<size_t>(count_kept(mask, count) + 1));
+  std::vector<int64_t> positions(static_cast<size_t>(count_kept(mask, count)));
   int64_t* to = positions.data();
-  const auto take = [&](int64_t i) {
-    *to = i;
-    to += mask[i] != 0;
-  };
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    uint64_t any = 0;
-    std::memcpy(&any, mask + i, 8);
-    if (any == 0) continue;
-    for (int64_t j = i; j < i + 8; ++j) take(j);
+  constexpr int64_t kStep = 4096;
+  uint16_t index[kStep + kIndexSlack];
+  const auto nonzero = kernels().nonzero;
+  for (int64_t first = 0; first < count; first += kStep) {
+    const int found = nonzero(mask + first, static_cast<int>(std::min(kStep, count - first)), index);
+    for (int i = 0; i < found; ++i) *to++ = first + index[i];
   }
-  for (; i < count; ++i) take(i);
-  positions.pop_back();  // where the last of them left its successor
   return positions;
 }
 

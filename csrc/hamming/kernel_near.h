@@ -6,28 +6,67 @@ namespace {
 // Distances looked at together: most groups have none within the limit.
 constexpr int kGroup = 32;
 
+// `first` plus the place of every bit that is set in `word`, ascending; returns how many are.
 #ifdef AGMH_COMPRESS
-int set_bits(uint64_t word, int first, uint16_t* index) {
+AGMH_INLINE int bits_of(uint64_t word, int first, uint16_t* index) {
   alignas(64) static constexpr auto kOrder = [] {
     std::array<uint8_t, 64> order{};
     for (size_t i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>(i);
     return order;
   }();
   const __m512i places = _mm512_maskz_compress_epi8(word, _mm512_load_si512(kOrder.data()));
-  const __m512i base = _mm512_set1_epi16(static_cast<int16_t>(first));
   const int found = std::popcount(word);
-  _mm512_storeu_si512(index, _mm512_add_epi16(base, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(places))));
-  if (found > 32)
-    _mm512_storeu_si512(index + 32, _mm512_add_epi16(base, _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(places, 1))));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(index), _mm_add_epi16(_mm_set1_epi16(static_cast<int16_t>(first)),
+                                                                    _mm_cvtepu8_epi16(_mm512_castsi512_si128(places))));
+  if (found > 8) {
+    const __m512i base = _mm512_set1_epi16(static_cast<int16_t>(first));
+    _mm512_storeu_si512(index, _mm512_add_epi16(base, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(places))));
+    if (found > 32)
+      _mm512_storeu_si512(index + 32,
+                          _mm512_add_epi16(base, _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(places, 1))));
+  }
   return found;
 }
 #else
-int set_bits(uint64_t word, int first, uint16_t* index) {
+AGMH_INLINE int bits_of(uint64_t word, int first, uint16_t* index) {
   int found = 0;
   for (; word != 0; word &= word - 1) index[found++] = static_cast<uint16_t>(first + std::countr_zero(word));
   return found;
 }
 #endif
+
+int set_bits(const uint64_t* words, int64_t tile_stride, uint64_t occupied, uint16_t* index) {
+  int found = 0;
+  for (; occupied != 0; occupied &= occupied - 1) {
+    const int place = std::countr_zero(occupied);
+    found += bits_of(words[place / kPlaneWords * tile_stride + place % kPlaneWords], 64 * place, index + found);
+  }
+  return found;
+}
+
+// The bytes are looked at 64 at a time; the rest, and sets without comparisons into masks, one by one.
+int nonzero(const uint8_t* bytes, int count, uint16_t* index) {
+  int found = 0, first = 0;
+#ifdef AGMH_TERNARY
+  for (; first + 64 <= count; first += 64) {
+    const __m512i some = _mm512_loadu_si512(bytes + first);
+    found += bits_of(_mm512_test_epi8_mask(some, some), first, index + found);
+  }
+#else
+  for (; first + 8 <= count; first += 8) {
+    if (load<uint64_t>(bytes + first) == 0) continue;
+    for (int i = first; i < first + 8; ++i) {
+      index[found] = static_cast<uint16_t>(i);
+      found += bytes[i] != 0;
+    }
+  }
+#endif
+  for (int i = first; i < count; ++i) {
+    index[found] = static_cast<uint16_t>(i);
+    found += bytes[i] != 0;
+  }
+  return found;
+}
 
 #ifdef AGMH_TERNARY
 int within(const int16_t* distances, int count, int16_t limit, uint16_t* index) {
@@ -41,7 +80,7 @@ int within(const int16_t* distances, int count, int16_t limit, uint16_t* index) 
     hits |=
         uint64_t{_mm512_mask_cmple_epi16_mask(high, _mm512_maskz_loadu_epi16(high, distances + first + kGroup), most)}
         << kGroup;
-    if (hits != 0) found += set_bits(hits, first, index + found);
+    if (hits != 0) found += bits_of(hits, first, index + found);
   }
   return found;
 }
@@ -90,7 +129,7 @@ int near_narrow(const uint8_t* query, const uint8_t* rows, int count, int16_t li
     const __m512i near = _mm512_maskz_compress_epi8(hits, ordered);
     _mm512_storeu_si512(distances + found, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(near)));
     _mm512_storeu_si512(distances + found + 32, _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(near, 1)));
-    found += set_bits(hits, i, index + found);
+    found += bits_of(hits, i, index + found);
   }
   for (; i < count; ++i, rows += kBytes) {
     const int distance = word_distance<Word>(query, rows);

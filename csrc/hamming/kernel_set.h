@@ -44,8 +44,10 @@ const KernelSet kSet{.name = AGMH_TEXT(AGMH_ISA),
                      .distance_bytes = distance_bytes,
                      .within = within,
                      .near = near,
+                     .nonzero = nonzero,
                      .set_bits = set_bits,
                      .distances_at = distances_at,
+                     .keys_at = keys_at,
                      .planes = {build, count, tally, AGMH_PLANE_QUERIES}};
 
 }  // namespace agmh::AGMH_ISA

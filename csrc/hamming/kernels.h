@@ -19,6 +19,17 @@ inline constexpr int kMaxTile = 1024;
 // What functions that write a list of indices, or of distances beside it, may write beyond its end.
 inline constexpr int kIndexSlack = 64;
 
+// An item near a query, its distance and position in one word, so that words are ordered as results are: 16 and 48
+// bits.
+using Key = uint64_t;
+inline constexpr int kPositionBits = 48;
+
+inline Key key_of(int distance, int64_t position) {
+  return static_cast<Key>(distance) << kPositionBits | static_cast<Key>(position);
+}
+inline int16_t distance_of(Key key) { return static_cast<int16_t>(key >> kPositionBits); }
+inline int64_t position_of(Key key) { return static_cast<int64_t>(key & ((Key{1} << kPositionBits) - 1)); }
+
 struct KernelSet {
   const char* name;
   bool (*runs_here)();
@@ -32,11 +43,18 @@ struct KernelSet {
   // returns how many there are. count <= kMaxTile.
   int (*near)(const uint8_t* query, const uint8_t* rows, int count, int row_bytes, int16_t limit, uint16_t* index,
               int16_t* distances);
-  // `first` plus the place of every bit that is set in `word`, ascending; returns how many are.
-  int (*set_bits)(uint64_t word, int first, uint16_t* index);
+  // The ascending i < count with bytes[i] != 0; returns how many there are.
+  int (*nonzero)(const uint8_t* bytes, int count, uint16_t* index);
+  // The places, ascending, of all bits that are set in the hits of some tiles, (tiles, kPlaneWords) with `tile_stride`
+  // words from tile to tile: place 64 (kPlaneWords t + w) + b for bit b of word w of tile t. Words that have none are
+  // not set in `occupied`, bit kPlaneWords t + w. Returns how many there are.
+  int (*set_bits)(const uint64_t* words, int64_t tile_stride, uint64_t occupied, uint16_t* index);
   // out[i] = distance of `query` to row index[i].
   void (*distances_at)(const uint8_t* query, const uint8_t* rows, int row_bytes, const uint16_t* index, int count,
                        int16_t* out);
+  // out[i] = that distance and position first + index[i].
+  void (*keys_at)(const uint8_t* query, const uint8_t* rows, int row_bytes, const uint16_t* index, int count,
+                  int64_t first, Key* out);
   PlaneKernels planes;
 };
 

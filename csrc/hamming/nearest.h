@@ -9,13 +9,6 @@
 
 namespace agmh {
 
-// Distance and position in one word, so that words are ordered as results are: 16 and 48 bits.
-using Key = uint64_t;
-inline constexpr int kPositionBits = 48;
-
-inline int16_t distance_of(Key key) { return static_cast<int16_t>(key >> kPositionBits); }
-inline int64_t position_of(Key key) { return static_cast<int64_t>(key & ((Key{1} << kPositionBits) - 1)); }
-
 // Counts of the distances of keys, in order. The same few distances come again and again, and a counter can be raised
 // only once in several cycles: so the keys are cut into kRuns runs, each with counters of its own, that are walked in
 // step.
@@ -66,9 +59,7 @@ class Nearest {
   void add(const Hits& hits, DistanceCounts& counts) {
     for (int done = 0; done < hits.count;) {
       const int taken = static_cast<int>(std::min<int64_t>(hits.count - done, capacity(k_) - size_));
-      for (int i = 0; i < taken; ++i)
-        keys_[size_ + i] = static_cast<Key>(hits.distances[done + i]) << kPositionBits |
-                           static_cast<Key>(hits.first + hits.index[done + i]);
+      std::copy_n(hits.keys + done, taken, keys_ + size_);
       size_ += taken;
       done += taken;
       if (size_ == capacity(k_)) compact(counts);

@@ -49,7 +49,7 @@ RangeCounts range_count(const Task& task, int radius, int64_t* lims) {
     const Range queries = plan.queries(index, count);
     visit_block(task, plan, queries, counts.radius, offsets + queries.begin * per_query,
                 [](int64_t, const Hits& hits, int64_t* slots) {
-                  for (int i = 0; i < hits.count; ++i) ++slots[hits.distances[i]];
+                  for (int i = 0; i < hits.count; ++i) ++slots[distance_of(hits.keys[i])];
                 });
     for (int64_t q = queries.begin; q < queries.end; ++q)
       lims[q + 1] = counts_to_offsets(offsets + q * per_query, plan.parts, bins);
@@ -66,9 +66,10 @@ void range_fill(const Task& task, RangeCounts counts, const int64_t* lims, int32
     visit_block(task, plan, queries, counts.radius, counts.offsets.data() + queries.begin * per_query,
                 [&](int64_t query, const Hits& hits, int64_t* slots) {
                   for (int i = 0; i < hits.count; ++i) {
-                    const int64_t place = lims[query] + slots[hits.distances[i]]++;
-                    distances[place] = hits.distances[i];
-                    ids[place] = task.id_of(hits.first + hits.index[i]);
+                    const Key key = hits.keys[i];
+                    const int64_t place = lims[query] + slots[distance_of(key)]++;
+                    distances[place] = distance_of(key);
+                    ids[place] = task.id_of(position_of(key));
                   }
                 });
   });

@@ -5,6 +5,7 @@
 #include "hamming/engine.h"
 #include "hamming/nearest.h"
 #include "hamming/parallel.h"
+#include "hamming/pool.h"
 #include "hamming/sample.h"
 #include "hamming/tally.h"
 
@@ -65,11 +66,12 @@ std::vector<int64_t> search_block(const Task& task, const Plan& plan, Range quer
                                   const std::vector<int16_t>& limits, const Outputs& out) {
   const int64_t capacity = Nearest::capacity(kept), lists = queries.size() * plan.parts;
   const int largest = *std::max_element(limits.begin(), limits.end());
-  const auto keys = std::make_unique_for_overwrite<Key[]>(static_cast<size_t>(lists * capacity));
+  const Block memory = take_block(static_cast<size_t>(lists * capacity) * sizeof(Key));
+  Key* const keys = reinterpret_cast<Key*>(memory.get());
   std::vector<Nearest> nearest;  // (queries, parts)
   nearest.reserve(static_cast<size_t>(lists));
   for (int64_t i = 0; i < lists; ++i)
-    nearest.emplace_back(kept, limits[static_cast<size_t>(i / plan.parts)], keys.get() + i * capacity);
+    nearest.emplace_back(kept, limits[static_cast<size_t>(i / plan.parts)], keys + i * capacity);
   parallel_for(plan.parts, plan.parts, [&](int64_t part) {
     DistanceCounts counts(largest);
     const auto of = [&](int64_t query) -> Nearest& {

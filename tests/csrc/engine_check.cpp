@@ -10,6 +10,7 @@
 #include "check_cases.h"
 #include "hamming/engine.h"
 #include "hamming/kernels.h"
+#include "hamming/pool.h"
 #include "hamming/sample.h"
 
 void* operator new(size_t size) {
@@ -298,12 +299,34 @@ void check_scratch() {
   CHECK(most - before < 2 * 256 * 2000 * 8 + 1'500'000);
 }
 
+// Blocks come back to be used again, those that fit; no more is kept than said, and no block is given twice.
+void check_pool() {
+  constexpr size_t kMega = size_t{1} << 20;
+  agmh::Block first = agmh::take_block(4 * kMega), second = agmh::take_block(4 * kMega);
+  CHECK(first.get() != second.get());
+  const uint8_t* const used = first.get();
+  std::fill_n(first.get(), 4 * kMega, uint8_t{1});
+  first.reset();
+  agmh::Block small = agmh::take_block(kMega), large = agmh::take_block(5 * kMega), again = agmh::take_block(3 * kMega);
+  CHECK(small.get() != used && large.get() != used && again.get() == used);
+  for (agmh::Block* block : {&second, &small, &large, &again}) block->reset();
+  const int64_t kept = held;
+  {
+    std::vector<agmh::Block> blocks;
+    for (int i = 0; i < 100; ++i) blocks.push_back(agmh::take_block(kMega));
+    agmh::Block huge = agmh::take_block(2 * agmh::kKeptBytes);
+  }
+  CHECK(held - kept <= static_cast<int64_t>(agmh::kKeptBytes));
+  CHECK(agmh::take_block(0) != nullptr);
+}
+
 }  // namespace
 
 // With the argument "threads" only what several threads do, which is what the thread sanitizer is slow and good for.
 int main(int argc, char**) {
   const bool all = argc == 1;
   if (all) {
+    check_scratch();  // first, while no memory is kept
     check_functions();
     check_planes();
   }
@@ -311,7 +334,7 @@ int main(int argc, char**) {
   check_guesses();
   check_groups();
   check_splits();
-  if (all) check_scratch();
+  if (all) check_pool();
   check_concurrency();
   if (all) check_shortage();
   for (const std::string& isa : agmh::available_isas()) std::printf("%s ", isa.c_str());

@@ -40,10 +40,14 @@ warm.add(queries)
 af.set_num_threads(2)
 warm.search(queries, 3)
 
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-# Two mappings take 64 MB of addresses each, but no data.
-for limit, field, room in ((resource.RLIMIT_DATA, "VmData", 48), (resource.RLIMIT_AS, "VmSize", 2 * 64 + 48)):
-    resource.setrlimit(limit, (int(status[field].split()[0]) * 1024 + (room << 20),) * 2)
+def limit(data, addresses):
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    for kind, field, room in ((resource.RLIMIT_DATA, "VmData", data), (resource.RLIMIT_AS, "VmSize", addresses)):
+        most = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (int(status[field].split()[0]) * 1024 + (room << 20), most))
+
+# A mapping takes 64 MB of addresses, but no data.
+limit(48, 64 + 48)
 
 def searched(index):
     for found in (index.search(queries, 3), index.range_search(queries, 0)):
@@ -60,6 +64,7 @@ for change in (lambda: index.add(queries), lambda: index.remove([5]), lambda: af
     else:
         raise AssertionError("there was room for a copy: the limit limits nothing")
 assert len(index) == 4_000_000
+limit(48, 64 + 48)  # and another
 index.save(path + ".again")
 index.to_npy(path + ".npy")
 searched(af.HammingIndex.load(path + ".again"))
