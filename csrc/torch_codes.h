@@ -1,6 +1,10 @@
 // Packed codes and labels as torch tensors: what the ops of both devices check.
 #pragma once
 
+#include <exception>
+#include <limits>
+#include <optional>
+
 #include "hamming/engine.h"
 #include "torch_tensors.h"
 
@@ -11,13 +15,44 @@ T* data(const torch::stable::Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// An uninitialised tensor on the device of `like`; where there is no room for it the error says how much was asked for.
+template <class T>
+torch::stable::Tensor allocate(const char* op, const torch::stable::Tensor& like,
+                               std::initializer_list<int64_t> sizes) {
+  try {
+    return torch::stable::new_empty(like, sizes, torch::headeronly::CppTypeToScalarType<T>::value);
+  } catch (const std::exception&) {
+    int64_t bytes = sizeof(T);
+    for (const int64_t size : sizes)
+      if (__builtin_mul_overflow(bytes, size, &bytes)) bytes = std::numeric_limits<int64_t>::max();
+    STD_TORCH_CHECK(false, op, ": out of memory, ", bytes, " bytes were asked for");
+  }
+}
+
 inline void check_codes(const char* name, const torch::stable::Tensor& codes, int64_t bits) {
   STD_TORCH_CHECK(bits >= 1 && bits <= kMaxBits, "bits must be from 1 to 4096, got ", bits);
   STD_TORCH_CHECK(codes.scalar_type() == torch::headeronly::ScalarType::Byte && codes.dim() == 2, name,
                   " must be a 2-D uint8 tensor");
-  STD_TORCH_CHECK(codes.size(1) == packed_bytes(static_cast<int>(bits)), name,
-                  " must have ceil(bits / 8) columns, got ", codes.size(1));
+  STD_TORCH_CHECK(codes.size(1) >= packed_bytes(static_cast<int>(bits)) && codes.size(1) <= (bits + 63) / 64 * 8, name,
+                  " must have ceil(bits / 8) columns, or zeros beyond up to a whole word, got ", codes.size(1));
 }
+
+// Which items each query may find: bool, (items,) for all queries or (queries, items), entries of a row adjoining.
+struct ItemMask {
+  const uint8_t* data = nullptr;
+  int64_t stride = 0;
+
+  ItemMask(const std::optional<torch::stable::Tensor>& mask, int64_t queries, int64_t items) {
+    if (!mask.has_value()) return;
+    const int64_t axis = mask->dim() - 1;
+    const bool shaped = (axis == 0 || (axis == 1 && mask->size(0) == queries)) && mask->size(axis) == items;
+    STD_TORCH_CHECK(
+        mask->scalar_type() == torch::headeronly::ScalarType::Bool && shaped && (items <= 1 || mask->stride(axis) == 1),
+        "mask must be bool, (items,) or (queries, items), with adjoining entries");
+    data = agmh::data<uint8_t>(*mask);
+    if (axis == 1) stride = mask->stride(0);
+  }
+};
 
 // Of a matrix of distances.
 inline torch::headeronly::ScalarType distance_type(int64_t bits) {

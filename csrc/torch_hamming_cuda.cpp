@@ -23,13 +23,30 @@ using torch::stable::Tensor;
 Tensor padded_rows(const Tensor& codes, int64_t bytes, uintptr_t alignment) {
   const bool aligned = reinterpret_cast<uintptr_t>(codes.data_ptr()) % alignment == 0;
   if (codes.size(1) == bytes && codes.is_contiguous() && aligned) return codes;
-  const Tensor padded = torch::stable::new_zeros(codes, {codes.size(0), bytes});
-  Tensor filled = torch::stable::narrow(const_cast<Tensor&>(padded), 1, 0, codes.size(1));
-  torch::stable::copy_(filled, codes);
+  Tensor padded = torch::stable::new_zeros(codes, {codes.size(0), bytes});
+  const int64_t width = std::min(codes.size(1), bytes);
+  Tensor source = codes, filled = torch::stable::narrow(padded, 1, 0, width);
+  torch::stable::copy_(filled, torch::stable::narrow(source, 1, 0, width));
   return padded;
 }
 
-void check(const char* op, int error) { STD_TORCH_CHECK(error == 0, op, ": ", agmh::cuda::error_text(error)); }
+// What helps against an error of the CUDA runtime, by its number there.
+const char* remedy(int error) {
+  switch (error) {
+    case 35:   // cudaErrorInsufficientDriver
+    case 222:  // cudaErrorUnsupportedPtxVersion
+      return "; the driver is too old for the CUDA toolkit that agmh_fast was built with: update it";
+    case 98:   // cudaErrorInvalidDeviceFunction
+    case 209:  // cudaErrorNoKernelImageForDevice
+      return "; agmh_fast was not built for this GPU: build it with TORCH_CUDA_ARCH_LIST set to its compute capability";
+    default:
+      return "";
+  }
+}
+
+void check(const char* op, int error) {
+  STD_TORCH_CHECK(error == 0, op, ": ", agmh::cuda::error_text(error), remedy(error));
+}
 
 void check_pair(const Tensor& q, const Tensor& x, int64_t bits) {
   agmh::check_codes("q", q, bits);
@@ -46,14 +63,15 @@ void* current_stream(const Tensor& tensor) {
 
 // A search on the queries' device. Keeps the tensors alive that its task points into.
 struct Search {
+  const char* op;
   torch::stable::accelerator::DeviceGuard guard;
   Tensor queries, items;
   agmh::cuda::DeviceTask task;
   agmh::cuda::Device device;
   void* stream;
 
-  Search(const char* op, const Tensor& q, const Tensor& x, int64_t bits)
-      : guard(q.get_device_index()), queries(q), items(x), stream(current_stream(q)) {
+  Search(const char* name, const Tensor& q, const Tensor& x, int64_t bits)
+      : op(name), guard(q.get_device_index()), queries(q), items(x), stream(current_stream(q)) {
     task.bits = static_cast<int>(bits);
     task.words = agmh::cuda::row_words(task.bits);
     queries = padded_rows(q, 4 * task.words, agmh::cuda::kRowAlignment);
@@ -64,7 +82,14 @@ struct Search {
     task.item_count = x.size(0);
     check(op, agmh::cuda::current_device(device));
   }
-  Tensor bytes(int64_t count) const { return torch::stable::new_empty(queries, {count}, ScalarType::Byte); }
+  void leave_out(const std::optional<Tensor>& mask) {
+    STD_TORCH_CHECK(!mask.has_value() || (mask->is_cuda() && mask->get_device_index() == queries.get_device_index()),
+                    "mask must be on the device of the codes");
+    const agmh::ItemMask kept(mask, task.query_count, task.item_count);
+    task.mask = kept.data;
+    task.mask_stride = kept.stride;
+  }
+  Tensor bytes(int64_t count) const { return agmh::allocate<uint8_t>(op, queries, {count}); }
 };
 
 Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t) {
@@ -78,31 +103,37 @@ Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> topk_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t k, int64_t) {
+std::tuple<Tensor, Tensor> topk_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t k, int64_t max_distance,
+                                     const std::optional<Tensor>& mask, int64_t) {
   check_pair(q, x, bits);
   STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
-  const Search search("hamming_topk", q, x, bits);
-  const Tensor distances = torch::stable::new_empty(q, {q.size(0), k}, ScalarType::Int);
-  const Tensor ids = torch::stable::new_empty(q, {q.size(0), k}, ScalarType::Long);
-  const Tensor scratch = search.bytes(agmh::cuda::topk_scratch(search.task, k, search.task.bits, search.device));
-  check("hamming_topk", agmh::cuda::topk(search.task, k, search.task.bits, search.device, scratch.data_ptr(),
+  STD_TORCH_CHECK(max_distance >= 0, "max_distance must be at least 0, got ", max_distance);
+  const int within = static_cast<int>(std::min(max_distance, bits));
+  Search search("hamming_topk", q, x, bits);
+  search.leave_out(mask);
+  const Tensor distances = agmh::allocate<int32_t>("hamming_topk", q, {q.size(0), k});
+  const Tensor ids = agmh::allocate<int64_t>("hamming_topk", q, {q.size(0), k});
+  const Tensor scratch = search.bytes(agmh::cuda::topk_scratch(search.task, k, within, search.device));
+  check("hamming_topk", agmh::cuda::topk(search.task, k, within, search.device, scratch.data_ptr(),
                                          data<int32_t>(distances), data<int64_t>(ids), search.stream));
   return {distances, ids};
 }
 
-std::tuple<Tensor, Tensor, Tensor> range_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t radius, int64_t) {
+std::tuple<Tensor, Tensor, Tensor> range_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t radius,
+                                              const std::optional<Tensor>& mask, int64_t) {
   check_pair(q, x, bits);
   STD_TORCH_CHECK(radius >= 0, "radius must be at least 0, got ", radius);
   const int within = static_cast<int>(std::min(radius, bits));
-  const Search search("hamming_range", q, x, bits);
-  const Tensor lims = torch::stable::new_empty(q, {q.size(0) + 1}, ScalarType::Long);
+  Search search("hamming_range", q, x, bits);
+  search.leave_out(mask);
+  const Tensor lims = agmh::allocate<int64_t>("hamming_range", q, {q.size(0) + 1});
   const Tensor scratch = search.bytes(agmh::cuda::range_scratch(search.task, within, search.device));
   check("hamming_range", agmh::cuda::range_count(search.task, within, search.device, scratch.data_ptr(),
                                                  data<int64_t>(lims), search.stream));
   int64_t found = 0;
   check("hamming_range", agmh::cuda::fetch(found, data<int64_t>(lims) + q.size(0), search.stream));
-  const Tensor distances = torch::stable::new_empty(q, {found}, ScalarType::Int);
-  const Tensor ids = torch::stable::new_empty(q, {found}, ScalarType::Long);
+  const Tensor distances = agmh::allocate<int32_t>("hamming_range", q, {found});
+  const Tensor ids = agmh::allocate<int64_t>("hamming_range", q, {found});
   check("hamming_range",
         agmh::cuda::range_fill(search.task, within, search.device, scratch.data_ptr(), data<int64_t>(lims),
                                data<int32_t>(distances), data<int64_t>(ids), search.stream));

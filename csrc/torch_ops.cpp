@@ -12,7 +12,7 @@
 
 namespace {
 
-using agmh::check_codes, agmh::data, agmh::distance_type, agmh::RelevanceLabels;
+using agmh::check_codes, agmh::data, agmh::distance_type, agmh::ItemMask, agmh::RelevanceLabels;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -24,9 +24,9 @@ Tensor with_adjoining_bytes(const Tensor& codes) {
   return copy;
 }
 
-agmh::Codes as_codes(const Tensor& codes) {
+agmh::Codes as_codes(const Tensor& codes, int64_t bits) {
   return {static_cast<const uint8_t*>(codes.data_ptr()), codes.size(0), codes.stride(0),
-          static_cast<int>(codes.size(1))};
+          agmh::packed_bytes(static_cast<int>(bits))};
 }
 
 // Keeps the tensors alive that its task points into.
@@ -40,9 +40,14 @@ struct Search {
     queries = with_adjoining_bytes(q);
     items = with_adjoining_bytes(x);
     task.bits = static_cast<int>(bits);
-    task.queries = as_codes(queries);
-    task.items = as_codes(items);
+    task.queries = as_codes(queries, bits);
+    task.items = as_codes(items, bits);
     task.threads = agmh::threads_within_reason(threads);
+  }
+  void leave_out(const std::optional<Tensor>& mask) {
+    const ItemMask kept(mask, task.queries.count, task.items.count);
+    task.mask = kept.data;
+    task.mask_stride = kept.stride;
   }
 };
 
@@ -56,25 +61,30 @@ Tensor distance_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t thre
   return out;
 }
 
-std::tuple<Tensor, Tensor> topk_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t k, int64_t threads) {
-  const Search search(q, x, bits, threads);
+std::tuple<Tensor, Tensor> topk_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t k, int64_t max_distance,
+                                    const std::optional<Tensor>& mask, int64_t threads) {
+  Search search(q, x, bits, threads);
+  search.leave_out(mask);
   STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
-  const Tensor distances = torch::stable::new_empty(q, {q.size(0), k}, ScalarType::Int);
-  const Tensor ids = torch::stable::new_empty(q, {q.size(0), k}, ScalarType::Long);
-  agmh::topk(search.task, k, agmh::kMaxBits, data<int32_t>(distances), data<int64_t>(ids));
+  STD_TORCH_CHECK(max_distance >= 0, "max_distance must be at least 0, got ", max_distance);
+  const Tensor distances = agmh::allocate<int32_t>("hamming_topk", q, {q.size(0), k});
+  const Tensor ids = agmh::allocate<int64_t>("hamming_topk", q, {q.size(0), k});
+  agmh::topk(search.task, k, static_cast<int>(std::min(max_distance, bits)), data<int32_t>(distances),
+             data<int64_t>(ids));
   return {distances, ids};
 }
 
 std::tuple<Tensor, Tensor, Tensor> range_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t radius,
-                                             int64_t threads) {
-  const Search search(q, x, bits, threads);
+                                             const std::optional<Tensor>& mask, int64_t threads) {
+  Search search(q, x, bits, threads);
+  search.leave_out(mask);
   STD_TORCH_CHECK(radius >= 0, "radius must be at least 0, got ", radius);
-  const Tensor lims = torch::stable::new_empty(q, {q.size(0) + 1}, ScalarType::Long);
+  const Tensor lims = agmh::allocate<int64_t>("hamming_range", q, {q.size(0) + 1});
   agmh::RangeCounts counts =
       agmh::range_count(search.task, static_cast<int>(std::min<int64_t>(radius, bits)), data<int64_t>(lims));
   const int64_t found = data<int64_t>(lims)[q.size(0)];
-  const Tensor distances = torch::stable::new_empty(q, {found}, ScalarType::Int);
-  const Tensor ids = torch::stable::new_empty(q, {found}, ScalarType::Long);
+  const Tensor distances = agmh::allocate<int32_t>("hamming_range", q, {found});
+  const Tensor ids = agmh::allocate<int64_t>("hamming_range", q, {found});
   agmh::range_fill(search.task, std::move(counts), data<int64_t>(lims), data<int32_t>(distances), data<int64_t>(ids));
   return {lims, distances, ids};
 }
@@ -133,8 +143,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tie_scores_cpu(const Tensor& counts, 
 
 STABLE_TORCH_LIBRARY(agmh_fast, library) {
   library.def("hamming_distance(Tensor q, Tensor x, int bits, int threads) -> Tensor");
-  library.def("hamming_topk(Tensor q, Tensor x, int bits, int k, int threads) -> (Tensor, Tensor)");
-  library.def("hamming_range(Tensor q, Tensor x, int bits, int radius, int threads) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "hamming_topk(Tensor q, Tensor x, int bits, int k, int max_distance, Tensor? mask, int threads) -> (Tensor, "
+      "Tensor)");
+  library.def(
+      "hamming_range(Tensor q, Tensor x, int bits, int radius, Tensor? mask, int threads) -> (Tensor, Tensor, Tensor)");
   library.def(
       "hamming_histogram(Tensor q, Tensor x, int bits, Tensor? labels_q, Tensor? labels_x, int threads) -> Tensor");
   library.def(

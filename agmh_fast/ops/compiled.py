@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+_INSTALL = "pip install --no-build-isolation -e ."
+WITHOUT_CUDA = f"agmh_fast._C was built without CUDA; build it beside a CUDA toolkit: AGMH_FAST_CUDA=1 {_INSTALL}"
 _state: dict[str, str | None] = {}
 _fakes: list[Callable[[], None]] = []
 
@@ -27,7 +29,7 @@ def missing() -> str | None:
         try:
             importlib.import_module("agmh_fast._C")
         except ImportError as error:
-            how = "build it with: pip install --no-build-isolation -e . (needs a C++20 compiler)"
+            how = f"build it with: {_INSTALL} (needs a C++20 compiler)"
             _state["missing"] = f"the compiled module agmh_fast._C does not load ({error}); {how}"
         else:
             for register in _fakes:

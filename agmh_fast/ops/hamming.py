@@ -43,27 +43,40 @@ def hamming_distance(q: Tensor, x: Tensor, bits: int | None = None, *, impl: str
 
 
 @numpy_in_numpy_out
-def hamming_topk(q: Tensor, x: Tensor, k: int, bits: int | None = None, *, impl: str = "auto") -> tuple[Tensor, Tensor]:
+def hamming_topk(
+    q: Tensor,
+    x: Tensor,
+    k: int,
+    bits: int | None = None,
+    *,
+    mask: Tensor | None = None,
+    max_distance: int | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """The k nearest items of each query by (distance, position), ascending: distances (Q, k) int32, ids (Q, k) int64.
 
-    Where x has fewer than k rows the rest holds distance 2³¹ − 1 and id −1. Other arguments and errors as
-    `hamming_distance`.
+    Where fewer than k items may be found the rest holds distance 2³¹ − 1 and id −1. mask: bool, (N,) for all queries or
+    (Q, N) one row a query, False leaves an item out, as does a distance above max_distance. Other arguments and errors
+    as `hamming_distance`.
     """
     q, x, bits = _check_pair(q, x, bits)
-    return topk_op(q, x, require_int("k", k, 1, max(MAX_K, x.shape[0])), bits, impl=impl)
+    count = require_int("k", k, 1, max(MAX_K, x.shape[0]))
+    limit = bits if max_distance is None else min(require_int("max_distance", max_distance, 0), bits)
+    return topk_op(q, x, count, bits, limit, _check_mask(mask, q, x), impl=impl)
 
 
 @numpy_in_numpy_out
 def hamming_range(
-    q: Tensor, x: Tensor, radius: int, bits: int | None = None, *, impl: str = "auto"
+    q: Tensor, x: Tensor, radius: int, bits: int | None = None, *, mask: Tensor | None = None, impl: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All items within `radius`, inclusive, of each query by (distance, position), as (lims, distances, ids).
 
-    Query i has entries lims[i] to lims[i + 1]; lims (Q + 1,) int64, distances (T,) int32, ids (T,) int64. Other
-    arguments and errors as `hamming_distance`.
+    Query i has entries lims[i] to lims[i + 1]; lims (Q + 1,) int64, distances (T,) int32, ids (T,) int64. mask as
+    in `hamming_topk`, other arguments and errors as `hamming_distance`.
     """
     q, x, bits = _check_pair(q, x, bits)
-    return range_op(q, x, min(require_int("radius", radius, 0), bits), bits, impl=impl)
+    within = min(require_int("radius", radius, 0), bits)
+    return range_op(q, x, within, bits, _check_mask(mask, q, x), impl=impl)
 
 
 @numpy_in_numpy_out
@@ -152,6 +165,19 @@ def _check_pair(q: object, x: object, bits: object) -> tuple[Tensor, Tensor, int
     return q, x, bits
 
 
+def _check_mask(mask: object, q: Tensor, x: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):
+        raise InputError(f"mask must be a NumPy array or a torch tensor, got {type(mask).__name__}")
+    require(mask.dtype == torch.bool, f"mask must be bool, got {mask.dtype}")
+    fits = mask.shape in ((x.shape[0],), (q.shape[0], x.shape[0]))
+    shapes = f"({x.shape[0]},) or ({q.shape[0]}, {x.shape[0]})"
+    require(fits, f"mask must be {shapes}, an entry for each item, got shape {tuple(mask.shape)}")
+    require(mask.device == x.device, f"mask is on {mask.device}, the codes on {x.device}: move one of them")
+    return mask.contiguous()
+
+
 def _check_labels(labels_q: object, labels_x: object, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Contiguous int64 labels: (rows,) classes, or (rows, words) label sets with one bit a class."""
     checked = []
@@ -198,7 +224,7 @@ def _cuda_obstacle(q: Tensor, *_: object) -> str | None:
         return f"the codes are on {q.device}"
     if compiled.missing() is not None:
         return compiled.missing()
-    return None if compiled.has_cuda_kernel("hamming_distance") else "agmh_fast._C was built without CUDA"
+    return None if compiled.has_cuda_kernel("hamming_distance") else compiled.WITHOUT_CUDA
 
 
 @distance_op.register("cpu", obstacle=_cpu_obstacle)
@@ -209,14 +235,14 @@ def _distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
 
 @topk_op.register("cpu", obstacle=_cpu_obstacle)
 @topk_op.register("cuda", obstacle=_cuda_obstacle)
-def _topk(q: Tensor, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
-    return torch.ops.agmh_fast.hamming_topk(q, x, bits, k, get_num_threads())
+def _topk(q: Tensor, x: Tensor, k: int, bits: int, max_distance: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.ops.agmh_fast.hamming_topk(q, x, bits, k, max_distance, mask, get_num_threads())
 
 
 @range_op.register("cpu", obstacle=_cpu_obstacle)
 @range_op.register("cuda", obstacle=_cuda_obstacle)
-def _range(q: Tensor, x: Tensor, radius: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.agmh_fast.hamming_range(q, x, bits, radius, get_num_threads())
+def _range(q: Tensor, x: Tensor, radius: int, bits: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.agmh_fast.hamming_range(q, x, bits, radius, mask, get_num_threads())
 
 
 @histogram_op.register("cpu", obstacle=_cpu_obstacle)
@@ -265,11 +291,15 @@ def _describe() -> None:
         return q.new_empty(q.shape[0], x.shape[0], dtype=torch.uint8 if bits <= 255 else torch.uint16)
 
     @torch.library.register_fake("agmh_fast::hamming_topk")
-    def topk(q: Tensor, x: Tensor, bits: int, k: int, threads: int) -> tuple[Tensor, Tensor]:
+    def topk(
+        q: Tensor, x: Tensor, bits: int, k: int, max_distance: int, mask: Tensor | None, threads: int
+    ) -> tuple[Tensor, Tensor]:
         return q.new_empty(q.shape[0], k, dtype=torch.int32), q.new_empty(q.shape[0], k, dtype=torch.int64)
 
     @torch.library.register_fake("agmh_fast::hamming_range")
-    def within(q: Tensor, x: Tensor, bits: int, radius: int, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+    def within(
+        q: Tensor, x: Tensor, bits: int, radius: int, mask: Tensor | None, threads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         found = torch.library.get_ctx().new_dynamic_size()
         lims = q.new_empty(q.shape[0] + 1, dtype=torch.int64)
         return lims, q.new_empty(found, dtype=torch.int32), q.new_empty(found, dtype=torch.int64)

@@ -17,6 +17,8 @@ from agmh_fast.reference.hamming import NO_DISTANCE
 # Pairs, and unpacked bits, held at a time.
 _CHUNK_PAIRS = 1 << 24
 _CHUNK_BITS = 1 << 26
+# Of an item that is not to be found: above every key.
+_NO_KEY = 2**63 - 1
 
 
 def hamming_distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
@@ -26,7 +28,9 @@ def hamming_distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
     return out
 
 
-def hamming_topk(q: Tensor, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
+def hamming_topk(
+    q: Tensor, x: Tensor, k: int, bits: int, max_distance: int, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     count = x.shape[0]
     distances = q.new_full((q.shape[0], k), NO_DISTANCE, dtype=torch.int32)
     ids = q.new_full((q.shape[0], k), -1, dtype=torch.int64)
@@ -36,19 +40,22 @@ def hamming_topk(q: Tensor, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tenso
     for queries, items, chunk in _chunks(q, x, bits, beside=min(k, count)):
         # One key a pair orders by (distance, position) and is unique, so that the choice among ties is defined.
         keys = chunk.to(torch.int64) * count + torch.arange(items.start, items.stop, device=q.device)
+        if mask is not None or max_distance < bits:
+            keys.masked_fill_(~_may_be_found(chunk, max_distance, mask, queries, items), _NO_KEY)
         candidates = keys if best is None else torch.cat([best, keys], dim=1)
         best = candidates.topk(min(k, candidates.shape[1]), dim=1, largest=False, sorted=True).values
         if items.stop == count:
-            distances[queries, : best.shape[1]] = (best // count).to(torch.int32)
-            ids[queries, : best.shape[1]] = best % count
+            found = best != _NO_KEY
+            distances[queries, : best.shape[1]] = torch.where(found, best // count, NO_DISTANCE).to(torch.int32)
+            ids[queries, : best.shape[1]] = torch.where(found, best % count, -1)
             best = None
     return distances, ids
 
 
-def hamming_range(q: Tensor, x: Tensor, radius: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def hamming_range(q: Tensor, x: Tensor, radius: int, bits: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     found = [(torch.zeros(0, dtype=torch.int64, device=q.device),) * 3]
     for queries, items, distances in _chunks(q, x, bits):
-        row, column = (distances <= radius).nonzero(as_tuple=True)
+        row, column = _may_be_found(distances, radius, mask, queries, items).nonzero(as_tuple=True)
         found.append((row + queries.start, distances[row, column].to(torch.int64), column + items.start))
     row, distance, position = (torch.cat(parts) for parts in zip(*found, strict=True))
     # Chunks of a query come by ascending position, and stable sorts keep that order.
@@ -114,6 +121,12 @@ def _chunks(q: Tensor, x: Tensor, bits: int, beside: int = 0) -> Iterator[tuple[
             with torch.autocast(q.device.type, enabled=False):
                 products = left @ _signs(x[items], bits).T
             yield queries, items, ((bits - products) * 0.5).to(torch.int32)
+
+
+def _may_be_found(distances: Tensor, limit: int, mask: Tensor | None, queries: slice, items: slice) -> Tensor:
+    """(queries, items) bool: within the limit and not left out by the mask."""
+    near = distances <= limit
+    return near if mask is None else near & (mask[items] if mask.dim() == 1 else mask[queries, items])
 
 
 def _signs(codes: Tensor, bits: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Exact Hamming search, one query at a time, in integers only. Order: (distance, position), ascending.
 
 Arguments: q (Q, ceil(bits / 8)) and x (N, ceil(bits / 8)) packed uint8. Labels are (rows,) int64, one class each, or
-(rows, words) int64, label sets as bits; an item is relevant to a query if the classes are equal or the sets meet.
+(rows, words) int64, label sets as bits; an item is relevant to a query if the classes are equal or the sets meet. Masks
+say what may be found: (N,) bool for all queries, or (Q, N).
 """
 
 from __future__ import annotations
@@ -22,23 +23,30 @@ def hamming_distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
     return matrix.to(torch.uint8 if bits <= 255 else torch.uint16)
 
 
-def hamming_topk(q: Tensor, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
-    """The k nearest: distances (Q, k) int32 and ids (Q, k) int64; 2³¹ − 1 and −1 where fewer than k items exist."""
+def hamming_topk(
+    q: Tensor, x: Tensor, k: int, bits: int, max_distance: int | None = None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k nearest: distances (Q, k) int32 and ids (Q, k) int64; 2³¹ − 1 and −1 where fewer may be found."""
     distances = torch.full((len(q), k), NO_DISTANCE, dtype=torch.int32, device=x.device)
     ids = torch.full((len(q), k), -1, dtype=torch.int64, device=x.device)
+    limit = bits if max_distance is None else max_distance
     for row, query in enumerate(hamming_distance(q, x, bits).int()):
         nearest, order = query.sort(stable=True)
-        distances[row, : len(x)] = nearest[:k]
-        ids[row, : len(x)] = order[:k]
+        found = (nearest <= limit) & _kept(mask, row)[order] if mask is not None else nearest <= limit
+        count = min(int(found.sum()), k)
+        distances[row, :count] = nearest[found][:k]
+        ids[row, :count] = order[found][:k]
     return distances, ids
 
 
-def hamming_range(q: Tensor, x: Tensor, radius: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def hamming_range(
+    q: Tensor, x: Tensor, radius: int, bits: int, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """All items within `radius`, inclusive: lims (Q + 1,) int64; query i has entries lims[i] to lims[i + 1]."""
     distances, ids, lims = [], [], [0]
-    for query in hamming_distance(q, x, bits).int():
+    for row, query in enumerate(hamming_distance(q, x, bits).int()):
         nearest, order = query.sort(stable=True)
-        within = nearest <= radius
+        within = (nearest <= radius) & _kept(mask, row)[order] if mask is not None else nearest <= radius
         distances.append(nearest[within])
         ids.append(order[within])
         lims.append(lims[-1] + int(within.sum()))
@@ -70,6 +78,10 @@ def hamming_stable_ranking(
         for column, cutoff in enumerate(cutoffs):
             counts[row, column] = relevant[:cutoff].sum()
     return sums, counts
+
+
+def _kept(mask: Tensor, query: int) -> Tensor:
+    return mask if mask.dim() == 1 else mask[query]
 
 
 def is_relevant(of_query: Tensor, of_items: Tensor) -> Tensor:

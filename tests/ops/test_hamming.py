@@ -44,7 +44,13 @@ def _calls(q, x, bits, k, radius):
     """All ops on one problem, as functions of the implementation."""
     labels = torch.randint(3, (len(q),)), torch.randint(3, (len(x),))
     sets = torch.rand(len(q), 70) < 0.03, torch.rand(len(x), 70) < 0.03
+    shared, each = torch.rand(len(x)) < 0.6, torch.rand(len(q), len(x)) < 0.2
     return [
+        lambda impl: hamming.hamming_topk(q, x, k, bits, mask=shared, impl=impl),
+        lambda impl: hamming.hamming_topk(q, x, k, bits, mask=each, max_distance=radius, impl=impl),
+        lambda impl: hamming.hamming_topk(q, x, k, bits, max_distance=radius // 2, impl=impl),
+        lambda impl: hamming.hamming_range(q, x, radius, bits, mask=shared, impl=impl),
+        lambda impl: hamming.hamming_range(q, x, radius, bits, mask=each, impl=impl),
         lambda impl: hamming.hamming_distance(q, x, bits, impl=impl),
         lambda impl: hamming.hamming_topk(q, x, k, bits, impl=impl),
         lambda impl: hamming.hamming_range(q, x, radius, bits, impl=impl),
@@ -145,6 +151,77 @@ def test_many_queries_with_labels(classes, bits):
         assert torch.equal(hamming.hamming_histogram(q, x, *pair, bits=bits, impl="cpu"), expected[2])
 
 
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_what_may_be_found(impl):
+    """By an independent count: what is missing is said to be missing, and a mask of any layout means the same."""
+    q, x = _codes(3, 20), _codes(50, 20)
+    mask = torch.rand(6, 100)[::2, ::2] < 0.3
+    distances, ids = hamming.hamming_topk(q, x, 40, 20, mask=mask, max_distance=9, impl=impl)
+    for row in range(3):
+        apart = torch.tensor([int(np.unpackbits((q[row] ^ code).numpy()).sum()) for code in x])
+        expected = sorted((int(d), i) for i, d in enumerate(apart) if d <= 9 and mask[row, i])
+        found = list(zip(distances[row].tolist(), ids[row].tolist(), strict=True))
+        assert found == expected + [(2**31 - 1, -1)] * (40 - len(expected))
+    lims, *near = hamming.hamming_range(q, x, 9, 20, mask=mask, impl=impl)
+    keep = ids >= 0
+    assert torch.equal(lims.diff(), keep.sum(1))
+    assert torch.equal(near[0], distances[keep])
+    assert torch.equal(near[1], ids[keep])
+    one = hamming.hamming_topk(q[:1], x, 40, 20, mask=mask[0], max_distance=9, impl=impl)
+    assert torch.equal(one[1], ids[:1])
+    same = hamming.hamming_topk(q, x, 40, 20, mask=mask[:1].expand(3, -1), impl=impl)
+    assert torch.equal(same[1], hamming.hamming_topk(q, x, 40, 20, mask=mask[0], impl=impl)[1])
+
+
+def test_masks_as_arrays():
+    q, x = (_codes(rows, 48).numpy() for rows in (2, 30))
+    mask = np.arange(30) % 3 == 0
+    found = hamming.hamming_topk(q, x, 10, mask=mask[::-1])[1]
+    assert isinstance(found, np.ndarray)
+    assert np.array_equal(np.sort(found), [np.flatnonzero(mask[::-1])] * 2)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("bits", [1, 12, 20, 45, 100])
+def test_stored_rows(bits, impl):
+    """What an index hands to the ops: rows with zero bytes up to a whole word."""
+    q, x = _codes(3, bits), _codes(70, bits)
+    words = -(-bits // 64) * 8
+    padded = torch.nn.functional.pad(x, (0, words - x.shape[1]))
+    for width in {x.shape[1], 4 if bits <= 32 else words, words}:
+        for other in (q, padded[:3, :width]):
+            _assert_same(
+                hamming.topk_op(other, padded[:, :width].contiguous(), 9, bits, bits, None, impl=impl),
+                hamming.topk_op(other[:, : x.shape[1]], x, 9, bits, bits, None, impl="reference"),
+            )
+
+
+@pytest.mark.parametrize("op", ["topk", "range"])
+def test_what_the_compiled_ops_refuse(op):
+    """Called past the functions, with what would read beyond memory."""
+    q, x, mask = _codes(2, 48), _codes(5, 48), torch.ones(2, 5, dtype=torch.bool)
+    call = getattr(torch.ops.agmh_fast, f"hamming_{op}")
+    limits = (48, 3, 48) if op == "topk" else (48, 3)
+    apart = torch.ones(2, 10).bool()[:, ::2]
+    for bad in [mask[:, :4], mask[:1], mask.t(), mask.byte(), mask[0, :4], mask[None], apart, apart[0]]:
+        with pytest.raises(RuntimeError, match="mask must be bool"):
+            call(q, x, *limits, bad, 1)
+    for width in (5, 9):
+        with pytest.raises(RuntimeError, match="x must have ceil"):
+            call(q, torch.zeros(5, width, dtype=torch.uint8), *limits, None, 1)
+    for least in range(1, len(limits)):
+        with pytest.raises(RuntimeError, match="must be at least"):
+            call(q, x, *limits[:least], -1, *limits[least + 1 :], None, 1)
+
+
+def test_too_large_a_result_is_named():
+    with pytest.raises(
+        RuntimeError, match=r"hamming_topk: out of memory, 42949672940000 bytes were asked for"
+    ) as error:
+        hamming.hamming_topk(_codes(5000, 8), _codes(4, 8), 2**31 - 1, impl="cpu")
+    assert "\n" not in str(error.value).strip()
+
+
 def test_autocast_does_not_round_distances():
     q, x = _codes(4, 4096), _codes(9, 4096)
     with torch.autocast("cpu", torch.bfloat16):
@@ -190,11 +267,11 @@ def test_distance_types():
 @pytest.mark.parametrize("op", [op.name for op in hamming.OPS])
 def test_opcheck(op):
     q, x = _codes(3, 48), _codes(20, 48)
-    labels = torch.randint(3, (3,)), torch.randint(3, (20,))
+    labels, mask = (torch.randint(3, (3,)), torch.randint(3, (20,))), torch.rand(3, 20) < 0.5
     arguments = {
         "hamming_distance": [(q, x, 48, 1), (_codes(2, 300), _codes(4, 300), 300, 1)],
-        "hamming_topk": [(q, x, 48, 25, 1)],
-        "hamming_range": [(q, x, 48, 20, 1)],
+        "hamming_topk": [(q, x, 48, 25, 48, None, 1), (q, x, 48, 4, 30, mask, 1), (q, x, 48, 4, 30, mask[0], 1)],
+        "hamming_range": [(q, x, 48, 20, None, 1), (q, x, 48, 20, mask, 1)],
         "hamming_histogram": [(q, x, 48, None, None, 1), (q, x, 48, *labels, 1)],
         "hamming_stable_ranking": [(q, x, 48, *labels, 10, [1, 5], 1)],
     }
@@ -206,10 +283,12 @@ def test_opcheck(op):
 @pytest.mark.parametrize("bits", [45, 48])
 def test_compiles_in_one_graph(bits):
     torch._dynamo.reset()
-    q, x = _codes(3, bits), _codes(20, bits)
+    q, x, mask = _codes(3, bits), _codes(20, bits), torch.rand(3, 20) < 0.5
 
     def search(q, x):
         return (
+            *hamming.hamming_topk(q, x, 7, bits, mask=mask, max_distance=20),
+            *hamming.hamming_range(q, x, 20, bits, mask=mask[0]),
             *hamming.hamming_topk(q, x, 5, bits),
             hamming.hamming_distance(q, x, bits),
             *hamming.hamming_range(q, x, 20, bits),
@@ -277,6 +356,12 @@ def _bad(**changes):
         (lambda: hamming.hamming_topk(**_bad(k=0)), "k must be"),
         (lambda: hamming.hamming_topk(**_bad(k=2**31)), "k must be"),
         (lambda: hamming.hamming_topk(**_bad(k=True)), "k must be"),
+        (lambda: hamming.hamming_topk(**_bad(k=1, max_distance=-1)), "max_distance must be"),
+        (lambda: hamming.hamming_topk(**_bad(k=1, mask=[True] * 5)), "mask must be a NumPy array or a torch tensor"),
+        (lambda: hamming.hamming_topk(**_bad(k=1, mask=torch.ones(5))), "mask must be bool"),
+        (lambda: hamming.hamming_topk(**_bad(k=1, mask=torch.ones(4) > 0)), r"mask must be \(5,\) or \(2, 5\)"),
+        (lambda: hamming.hamming_range(**_bad(radius=1, mask=torch.ones(1, 5) > 0)), r"\(1, 5\)"),
+        (lambda: hamming.hamming_range(**_bad(radius=1, mask=torch.ones(5, device="meta") > 0)), "mask is on meta"),
         (lambda: hamming.hamming_range(**_bad(radius=-1)), "radius must be"),
         (lambda: hamming.hamming_histogram(**_bad(labels_q=torch.zeros(2, dtype=torch.int64))), "both or neither"),
         (

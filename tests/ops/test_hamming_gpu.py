@@ -40,6 +40,11 @@ def test_equals_the_cpu_engine(seed):
     _equal(lambda impl, q, x: hamming.hamming_topk(q, x, k, bits, impl=impl), q, x)
     radius = draw.randrange(max(bits // 3, 1))
     _equal(lambda impl, q, x: hamming.hamming_range(q, x, radius, bits, impl=impl), q, x)
+    for mask in (torch.rand(n) < draw.random(), torch.rand(min(queries, 9), n) < draw.random()):
+        args = (q if mask.dim() == 1 else q[:9], x, mask)
+        limits = {"bits": bits, "max_distance": draw.randrange(bits + 1)}
+        _equal(lambda impl, q, x, m, limits=limits: hamming.hamming_topk(q, x, k, mask=m, impl=impl, **limits), *args)
+        _equal(lambda impl, q, x, m: hamming.hamming_range(q, x, radius, bits, mask=m, impl=impl), *args)
     _equal(lambda impl, q, x: hamming.hamming_histogram(q, x, bits=bits, impl=impl), q, x)
     for labels in [
         (torch.randint(5, (queries,)), torch.randint(5, (n,))),
@@ -81,8 +86,19 @@ def test_rows_that_are_no_whole_words_or_not_aligned():
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("bits", [12, 20, 45, 300])
+def test_stored_rows(bits):
+    words = 4 if bits <= 32 else -(-bits // 64) * 8
+    q, x = _codes(4, bits, 4).cuda(), _codes(3000, bits, 3000).cuda()
+    stored = torch.nn.functional.pad(x, (0, words - x.shape[1]))
+    for a, b in zip(
+        hamming.topk_op(q, stored, 7, bits, bits, None, impl="cuda"), hamming.hamming_topk(q, x, 7, bits), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
 def test_too_little_memory_is_an_error_that_passes():
     q, x = _codes(50, 64, 2).cuda(), _codes(1000, 64, 1000).cuda()
-    with pytest.raises(RuntimeError, match="memory"):
+    with pytest.raises(RuntimeError, match=r"out of memory, \d+ bytes were asked for"):
         hamming.hamming_topk(q, x, 2**31 - 1, impl="cuda")  # 1.3 TB of results
     _equal(lambda impl, q, x: hamming.hamming_topk(q, x, 5, impl=impl), q.cpu(), x.cpu())
