@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Mapping
@@ -10,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agmh_fast.errors import InputError, require_int
+from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.modules import published
 from agmh_fast.modules.attention import StepwiseExternalAttention
 from agmh_fast.modules.backbone import build_backbone, read_state_dict
 from agmh_fast.modules.descriptor import DescriptorGroup, mean
+from agmh_fast.modules.folded import FoldedBackbone, fold_backbone
 from agmh_fast.ops.codes import MAX_BITS, pack_codes
 
 
@@ -93,6 +95,24 @@ class AGMH(nn.Module):
 
     def _hash(self, pooled: Tensor) -> Tensor:
         return nn.functional.linear(pooled.to(self.hash_weight.dtype), self.hash_weight)
+
+    @torch.no_grad()
+    def for_encoding(self, dtype: torch.dtype | None = None) -> AGMH:
+        """A copy that encodes the same images faster and cannot be trained; such a one is itself returned.
+
+        The BatchNorms of our own backbones are folded into their convolutions, and images are read channels_last; codes
+        differ where rounding decides a logit's sign. dtype: of backbone and descriptors, None for what they are in;
+        bfloat16 pays on GPUs and on CPUs with a matrix unit (AMX). Raises InputError for an integer dtype.
+        """
+        dtype = dtype or self.descriptors.conv.weight.dtype
+        require(dtype.is_floating_point, f"dtype must be floating, got {dtype}")
+        if isinstance(self.backbone, FoldedBackbone) and self.backbone.dtype == dtype:
+            return self
+        model = copy.deepcopy(self)
+        model.backbone = fold_backbone(model.backbone, dtype)
+        # BatchNorm and hash layer stay wide beside 16-bit products.
+        (model.descriptors.conv if dtype.itemsize < 4 else model).to(dtype)
+        return model.eval()
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor) -> Tensor:

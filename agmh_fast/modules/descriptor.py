@@ -50,7 +50,7 @@ class DescriptorGroup(nn.Module):
         """
         conv, bn = self.conv, self.bn
         running = self._running(nn.BatchNorm2d, nn.SyncBatchNorm)
-        if running is None or not _untouched(conv, nn.Conv2d):
+        if running is None or not untouched(conv, nn.Conv2d):
             return None
         if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
             return None
@@ -62,7 +62,7 @@ class DescriptorGroup(nn.Module):
     def _running(self, *kinds: type[nn.Module]) -> tuple[Tensor, Tensor, float] | None:
         """Running mean, variance and momentum of `bn` if it is of one of these types and tracks in the usual way."""
         bn = self.bn
-        if not (_untouched(bn, *kinds) and bn.affine and bn.track_running_stats):
+        if not (untouched(bn, *kinds) and bn.affine and bn.track_running_stats):
             return None
         if bn.running_mean is None or bn.running_var is None or bn.momentum is None:
             return None
@@ -77,7 +77,7 @@ def mean(features: Tensor) -> Tensor:
     return features.mean(dim=(2, 3), dtype=torch.float64 if features.dtype == torch.float64 else torch.float32)
 
 
-def _untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+def untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a module is of exactly one of these types and has no hook, so that its parameters say what it does."""
     hooks = (
         module._forward_hooks,

@@ -19,10 +19,11 @@ def encode_set(
     """Packed codes (N, ceil(bits/8)) uint8 of all images in order, on the model's device, by the deterministic view.
     With `items` (n,) int64 those of these images alone.
 
-    The model is used in eval mode and left as it was. Raises InputError for an empty split and for NaN in an embedding.
+    What encodes is a copy made for it (`AGMH.for_encoding`). Raises InputError for an empty split and for NaN in an
+    embedding.
     """
     require(len(images) > 0, "images must hold at least one image to encode")
-    device = model.hash_weight.device
+    model, device = model.for_encoding(), model.hash_weight.device
     loaded = batches(images, torch.arange(len(images)) if items is None else items, batch_size, workers=workers)
     return torch.cat([model.encode(x.to(device, non_blocking=True)) for _, x in loaded])
 
