@@ -60,8 +60,8 @@ def folder(trained, tmp_path, monkeypatch) -> Path:
     return tmp_path / "copy"
 
 
-def _expected(paths, which="best"):
-    model = train.load_run("runs/12bits", which)
+def _expected(paths, which="best", dtype=None):
+    model = train.load_run("runs/12bits", which).for_encoding(dtype)
     images = af.data.unlabelled(paths)
     return model.encode(images.load(torch.arange(len(images)), None)).numpy()
 
@@ -83,6 +83,23 @@ def test_encode_a_folder_and_a_list(folder, capsys):
     assert run(capsys, "encode runs/12bits images/some.txt --output some --model final")[0] == 0
     assert Path("some/codes.npy").stat().st_mtime_ns == written
     require_mistake(capsys, "encode runs/12bits images --output some", "'some' holds other codes")
+
+
+def test_encode_in_another_precision(folder, capsys):
+    line = "encode runs/12bits images --output half --precision bf16"
+    assert run(capsys, line)[0] == 0
+    paths = Path("half/paths.txt").read_text().splitlines()
+    expected = _expected([f"images/{path}" for path in paths], dtype=torch.bfloat16)
+    assert np.array_equal(np.load("half/codes.npy"), expected)
+    assert json.loads(Path("half/encoded.json").read_text())["precision"] == "bf16"
+    require_mistake(capsys, line.replace("bf16", "fp32"), "'half' holds other codes")
+    require_mistake(capsys, "encode runs/12bits images --output other-half --precision fp16 --device cpu", "CUDA")
+    require_mistake(capsys, "encode runs/12bits images --output other-half --precision fp8", "precision must be")
+    # Queries are encoded as the items were.
+    assert run(capsys, "index half --output half.db")[0] == 0
+    code, out, err = run(capsys, "search half.db images/8.jpg -k 1 --json")
+    assert code == 0, err
+    assert json.loads(out)["results"][0]["found"][0]["distance"] == 0
 
 
 _KILLED = """

@@ -29,6 +29,11 @@ def _encode_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="images encoded at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        help="fp32, bf16 (fast on GPUs and on CPUs with AMX) or fp16 (on GPUs alone) (default: %(default)s)",
+    )
     parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read")
     add_json(parser)
 
@@ -39,7 +44,7 @@ def _encode(args: argparse.Namespace) -> None:
     from agmh_fast.data import unlabelled
     from agmh_fast.train.encoded import Encoder, encode_files
 
-    encoder = Encoder.load(args.run, args.model, args.device)
+    encoder = Encoder.load(args.run, args.model, args.device, args.precision)
     images = unlabelled(args.images, skip_broken=args.skip_broken)
     with tqdm(total=len(images), unit="image", desc="encoding", dynamic_ncols=True, disable=None) as bar:
 
@@ -65,7 +70,7 @@ def search_images(args: argparse.Namespace, index: HammingIndex) -> None:
     stored = index_paths(args.index)
     require(stored.is_file(), f"index: {args.index!r} was not made of encoded images: give a .npy file of codes")
     items = Encoded.read(stored)
-    encoder = Encoder.load(args.run or items.run, args.model or items.which, args.device)
+    encoder = Encoder.load(args.run or items.run, args.model or items.which, args.device, items.precision)
     fits = encoder.bits == index.bits
     require(fits, f"run: the index has codes of {index.bits} bits, the model gives {encoder.bits} ({encoder.run!r})")
     items.require_same_model(encoder)

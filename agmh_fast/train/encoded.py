@@ -23,6 +23,7 @@ from agmh_fast.data.images import MEAN, STD, read_image
 from agmh_fast.errors import InputError, require
 from agmh_fast.files import output_folder
 from agmh_fast.modules import AGMH
+from agmh_fast.train.config import PRECISIONS
 from agmh_fast.train.disk import write_text, writing
 from agmh_fast.train.models import load_meta, load_run, model_hash
 
@@ -32,7 +33,9 @@ _PARTIAL, _PROGRESS = "codes.partial", "progress.json"
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A run's model and what tells it from others: its file's SHA-256, code length and backbone."""
+    """A run's model, made for encoding, and what tells it from others: its SHA-256, code length and backbone; precision
+    is a name of `config.PRECISIONS`.
+    """
 
     run: str
     which: str
@@ -40,10 +43,18 @@ class Encoder:
     bits: int
     backbone: str
     sha256: str
+    precision: str = "fp32"
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], which: str = "best", device: str | None = None) -> Encoder:
-        """The model of a run that takes colour photographs; raises InputError for any other."""
+    def load(
+        cls,
+        run: str | os.PathLike[str],
+        which: str = "best",
+        device: str | None = None,
+        precision: str = "fp32",
+    ) -> Encoder:
+        """The model of a run that takes colour photographs; raises InputError for any other, and for fp16 on a CPU."""
+        require(precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         meta = load_meta(run, which)
         fits = meta["channels"] == 3 and tuple(meta["mean"]) == MEAN and tuple(meta["std"]) == STD
         dataset = meta["config"]["dataset"]
@@ -54,8 +65,10 @@ class Encoder:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"device: cannot use {place!r}: {reason}") from error
-        folder = os.path.abspath(run)
-        return cls(folder, which, model, model.bits, meta["backbone"], model_hash(run, which))
+        on_cpu = model.hash_weight.device.type == "cpu"
+        require(not on_cpu or precision != "fp16", "precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
+        model, folder = model.for_encoding(PRECISIONS[precision]), os.path.abspath(run)
+        return cls(folder, which, model, model.bits, meta["backbone"], model_hash(run, which), precision)
 
     @property
     def description(self) -> str:
@@ -77,6 +90,7 @@ class Encoded:
     which: str
     backbone: str
     sha256: str
+    precision: str = "fp32"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
@@ -123,11 +137,12 @@ def encode_files(
         encoder.which,
         encoder.backbone,
         encoder.sha256,
+        encoder.precision,
     )
     if (folder / ABOUT).is_file():
         stored = Encoded.read(folder / ABOUT)
-        same = (stored.sha256, stored.paths, stored.images) == (about.sha256, about.paths, about.images)
-        require(same, f"output: {str(folder)!r} holds other codes: choose another folder")
+        theirs, ours = (dataclasses.replace(each, run="", which="") for each in (stored, about))
+        require(theirs == ours, f"output: {str(folder)!r} holds other codes: choose another folder")
         advance(len(images))
         return stored
     with writing(folder):
@@ -180,7 +195,9 @@ def _done(progress: Path, key: str, file: BinaryIO, start: int, row: int) -> int
 
 def _key(encoder: Encoder, images: ImageFiles, batch_size: int) -> str:
     """What the codes depend on, down to their rounding: model, files, and how they are put into batches."""
-    hasher = hashlib.sha256(f"{encoder.sha256}\n{batch_size}\n{images.folder.absolute()}\n".encode())
+    hasher = hashlib.sha256(
+        f"{encoder.sha256}\n{encoder.precision}\n{batch_size}\n{images.folder.absolute()}\n".encode()
+    )
     for path in images.paths:
         try:
             found = (images.folder / path).stat()
