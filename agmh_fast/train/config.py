@@ -64,6 +64,8 @@ class TrainConfig:
     precision: str = _setting("fp32", "fp32, or bf16 or fp16 by autocast")
     channels_last: bool = _setting(False, "memory format of model and images")
     compile: bool = _setting(False, "compile the backbone by torch.compile, which takes a while at the first batch")
+    fused: bool = _setting(False, "SGD of all parameters in one pass, which rounds a little differently")
+    cuda_graph: bool = _setting(False, "capture forward and backward in a CUDA graph, which frees the host")
     output: str | None = _setting(None, "folder for checkpoint, scalars and models")
     resume: bool = _setting(False, "continue the run in the output folder")
     select: str = _setting(
@@ -100,7 +102,7 @@ class TrainConfig:
         for name in ("momentum", "warmup"):
             self._check_number(name, below=1)
         self._check_number("validation_share", above=0, below=0.5)
-        for name in ("resume", "channels_last", "compile", "skip_broken"):
+        for name in ("resume", "channels_last", "compile", "fused", "cuda_graph", "skip_broken"):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False, got {getattr(self, name)!r}")
         require(not self.resume or self.output is not None, "output must name the folder of the run to resume")
         self._check_device()
@@ -196,6 +198,7 @@ class TrainConfig:
             require(
                 (device.index or 0) < count, f"device is {self.device!r}, but this machine has {count} CUDA devices"
             )
+        require(not self.cuda_graph or device.type == "cuda", "cuda_graph needs a CUDA device")
         require(
             self.precision != "fp16" or device.type == "cuda",
             "precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU",

@@ -25,7 +25,7 @@ from agmh_fast.modules import AGMH
 from agmh_fast.ops.hashing import HashingState
 from agmh_fast.train import checkpoint
 from agmh_fast.train.checkpoint import Checkpoint, describe_data
-from agmh_fast.train.config import PRECISIONS, TrainConfig
+from agmh_fast.train.config import TrainConfig
 from agmh_fast.train.disk import require_room, write_text, writing
 from agmh_fast.train.encoding import evaluate, validate
 from agmh_fast.train.models import build_model, describe_model, save_model
@@ -33,6 +33,7 @@ from agmh_fast.train.progress import ConsoleProgress, Event, Kind, Progress
 from agmh_fast.train.randomness import epoch_order, module_randomness, sample_items
 from agmh_fast.train.scalars import ScalarLog
 from agmh_fast.train.selection import held_out
+from agmh_fast.train.step import Step
 
 RESULT = "result.json"
 
@@ -122,19 +123,12 @@ class _Run:
             # A run that is resumed brings its weights, and need not have the file that it began with.
             model = build_model(config.replace(weights=None) if config.resume else config, len(data.mean))
         require(model.bits == config.bits, f"bits is {config.bits}, but the model has {model.bits}")
-        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = model.to(self.device).to(memory_format=self.memory_format)
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(self.device).to(memory_format=memory_format)
         if config.compile:
             self.model.backbone.compile()
         self.state = HashingState(data.database.labels.to(self.device), config.bits, config.gamma, config.seed)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-        )
-        self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
+        self.sgd = Step(self.model, self.state, config)
         self.held_out, self.trainable = torch.empty(0, dtype=torch.int64), torch.arange(len(self.state))
         if config.select == "validation":
             self.held_out = held_out(self.state, config.validation_share, config.seed)
@@ -181,7 +175,7 @@ class _Run:
         config = self.config
         sampled = sample_items(len(self.trainable), self.num_samples, config.seed, self.iteration)
         sampled = self.trainable[sampled].to(self.device)
-        self.state.begin_iteration(sampled)
+        self.sgd.begin_iteration(sampled)
         for _ in range(self.epoch, config.max_epoch):
             row, embeddings = self._train_epoch(sampled)
             last = self.epoch == config.max_epoch - 1
@@ -213,7 +207,8 @@ class _Run:
         self.model.train()
         with module_randomness(config.seed, self.iteration, self.epoch, self.device):
             for (items, images), rows in zip(loaded, order.to(self.device).split(config.batch_size), strict=True):
-                embeddings[rows], losses = self._train_batch(items, images)
+                embeddings[rows], losses = self.sgd(items, images, config.learning_rate(self.step, self.steps))
+                self.step += 1
                 sums += losses * len(rows)
                 self._tell("batch")
         # Looked at once an epoch: a look waits for the GPU.
@@ -230,24 +225,6 @@ class _Run:
             "images_per_second": len(sampled) / (time.monotonic() - begun),
         }
         return row, embeddings
-
-    def _train_batch(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of SGD; embeddings (B, bits) and the three losses (3,), detached."""
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate(self.step, self.steps)
-        images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
-        with torch.autocast(self.device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32"):
-            output = self.model(images)
-        embedding = output.embedding.float()
-        loss = functional.asymmetric_hashing_loss(embedding, items.to(self.device), self.state)
-        total = loss.total + config.dispersion_weight * output.attention_dispersion
-        self.optimizer.zero_grad()
-        self.scaler.scale(total).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.step += 1
-        return embedding.detach(), torch.stack([loss.pairwise, loss.quantization, output.attention_dispersion]).detach()
 
     def _evaluate(self, row: dict[str, Any]) -> None:
         """Add mAP to the row if this iteration is evaluated, and keep the model if it is the best so far."""
@@ -296,8 +273,8 @@ class _Run:
             epoch=self.epoch,
             seconds=self.seconds,
             model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            scaler=self.scaler.state_dict(),
+            optimizer=self.sgd.optimizer.state_dict(),
+            scaler=self.sgd.scaler.state_dict(),
             codes=self.state.codes,
             history=self.history,
             best=self.best,
@@ -317,11 +294,11 @@ class _Run:
         )
         try:
             self.model.load_state_dict(stored.model)
-            self.optimizer.load_state_dict(stored.optimizer)
+            self.sgd.optimizer.load_state_dict(stored.optimizer)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise InputError(f"model: it does not fit the run in {str(self.folder)!r}: {reason}") from error
-        self.scaler.load_state_dict(stored.scaler)
+        self.sgd.scaler.load_state_dict(stored.scaler)
         self.state.codes = stored.codes
         self.iteration, self.epoch, self._seconds = stored.iteration, stored.epoch, stored.seconds
         self.history, self.best = stored.history, stored.best

@@ -40,6 +40,8 @@ BAD = {
     "precision": ["fp8"],
     "channels_last": [1],
     "compile": [1],
+    "fused": [1],
+    "cuda_graph": [1],
     "select": ["train"],
     "validation_share": [0, 0.5],
     "output": [b"", 5],
