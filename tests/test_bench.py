@@ -182,3 +182,37 @@ def test_a_run_that_proves_nothing_is_not_recorded(record, capsys, change, why):
 
 def test_a_run_outside_of_a_repository_is_given_its_commit(record):
     assert record({"commit_info": {"id": "unversioned"}}, "--commit", "0123abc")[1]["commit"] == "0123abc"
+
+
+PARTS_RUN = {
+    "scale": 1,
+    "contestants": {
+        name: {"parts_s": {"data": 0.1, "backbone": seconds, "optimiser": 0.2}}
+        for name, seconds in (("published", 3.0), ("ours", 2.0))
+    },
+}
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_step_is_drawn_by_its_parts(monkeypatch, tmp_path, recorded):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import plot_training_step
+
+    run = {"benchmarks": [PARTS_RUN if recorded else {"extra_info": PARTS_RUN}]}
+    assert plot_training_step.parts_of(run)["ours"]["backbone"] == 2
+    source, picture = tmp_path / "run.json", tmp_path / "out.png"
+    source.write_text(json.dumps(run))
+    assert plot_training_step.main([str(source), str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("row", [{}, PARTS_RUN | {"scale": 0.1}, {"scale": 1, "contestants": {"ours": {"p50_s": 1}}}])
+def test_a_run_without_a_full_step_is_not_drawn(monkeypatch, tmp_path, capsys, row):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import plot_training_step
+
+    source, picture = tmp_path / "run.json", tmp_path / "out.png"
+    source.write_text(json.dumps({"benchmarks": [{"extra_info": row}]}))
+    assert plot_training_step.main([str(source), str(picture)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not picture.exists()
