@@ -5,5 +5,14 @@ from agmh_fast.modules.attention import StepwiseExternalAttention
 from agmh_fast.modules.backbone import ResNetFeatures
 from agmh_fast.modules.descriptor import DescriptorGroup
 from agmh_fast.modules.small import SmallResNet
+from agmh_fast.modules.synced import synchronize_statistics
 
-__all__ = ["AGMH", "AGMHOutput", "DescriptorGroup", "ResNetFeatures", "SmallResNet", "StepwiseExternalAttention"]
+__all__ = [
+    "AGMH",
+    "AGMHOutput",
+    "DescriptorGroup",
+    "ResNetFeatures",
+    "SmallResNet",
+    "StepwiseExternalAttention",
+    "synchronize_statistics",
+]

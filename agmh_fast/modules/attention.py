@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from agmh_fast import functional
 from agmh_fast.errors import require_int
+from agmh_fast.ops import all_ranks
 from agmh_fast.ops.attention import AttentionParams
+from agmh_fast.ops.dispersion import overlap
 
 
 class StepwiseExternalAttention(nn.Module):
@@ -40,6 +42,8 @@ class StepwiseExternalAttention(nn.Module):
         h = require_int("num_heads", num_heads, 1)
         k = require_int("memory_size", memory_size, 1)
         self.momentum, self.eps, self.impl = momentum, eps, impl
+        # Whether batch statistics are those of all ranks: modules.synced.
+        self.synced = False
         self.conv_weight = nn.Parameter(torch.empty(d, c, c))
         self.conv_bias = nn.Parameter(torch.empty(d, c))
         self.query = nn.Parameter(torch.empty(d, h, k, c))
@@ -84,6 +88,9 @@ class StepwiseExternalAttention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.training:
             self.num_batches_tracked.add_(1)
+            if self.synced:
+                peaks = all_ranks.peak_response(features, self.params, self.momentum, self.eps)
+                return overlap(torch.softmax(peaks, dim=2))
         return functional.attention_dispersion(
             features, self.params, training=self.training, momentum=self.momentum, eps=self.eps, impl=self.impl
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from agmh_fast import functional
 from agmh_fast.errors import require
+from agmh_fast.ops import all_ranks
 
 
 class DescriptorGroup(nn.Module):
@@ -49,7 +50,7 @@ class DescriptorGroup(nn.Module):
         those that it computes.
         """
         conv, bn = self.conv, self.bn
-        running = self._running(nn.BatchNorm2d, nn.SyncBatchNorm)
+        running = self._running(nn.BatchNorm2d, nn.SyncBatchNorm, SyncedBatchNorm2d)
         if running is None or not untouched(conv, nn.Conv2d):
             return None
         if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
@@ -70,6 +71,22 @@ class DescriptorGroup(nn.Module):
 
     def _impl(self, op: str) -> str:
         return self.impl if self.impl in functional.OPS[op].implementations else "auto"
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm by the statistics of all ranks' batches in training, on any device; its own kind otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        y, batch_mean, var, count = all_ranks.BatchNorm.apply(x, self.weight, self.bias, self.eps)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            self.running_mean.lerp_(batch_mean.to(self.running_mean.dtype), momentum)
+            unbiased = var * (count / (count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        return y
 
 
 def mean(features: Tensor) -> Tensor:

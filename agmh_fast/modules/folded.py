@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from agmh_fast.errors import require
 from agmh_fast.modules.backbone import ResNetFeatures
-from agmh_fast.modules.descriptor import untouched
+from agmh_fast.modules.descriptor import SyncedBatchNorm2d, untouched
 from agmh_fast.modules.small import SmallResNet
 
 _SUMS = (operator.add, operator.iadd)
@@ -89,6 +89,10 @@ def fold_backbone(backbone: nn.Module, dtype: torch.dtype) -> FoldedBackbone:
     if isinstance(backbone, FoldedBackbone):
         return FoldedBackbone(backbone.net.to(dtype), dtype)
     backbone.eval().to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module: Any
+    for module in backbone.modules():
+        if type(module) in (SyncedBatchNorm2d,):
+            module.__class__ = nn.BatchNorm2d  # which it is outside of training
     if type(backbone) not in (ResNetFeatures, SmallResNet):
         return FoldedBackbone(backbone, dtype)
     traced = fx.symbolic_trace(backbone)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agmh_fast.kernels.common.memory import like
-from agmh_fast.ops.peak_response_torch import PeakResponse, affine, parameter_gradients, statistics
+from agmh_fast.ops.peak_response_torch import Merge, PeakResponse, Total, affine, parameter_gradients, statistics
 
 # Slots are padded to a multiple of it, `kPanel` of csrc/attention.
 PANEL = 32
@@ -30,12 +30,14 @@ def peak_response_forward(
     beta: Tensor,
     stats: tuple[Tensor, Tensor] | None,
     eps: float,
+    merge: Merge | None = None,
 ) -> PeakResponse:
     """As `peak_response_torch.peak_response_forward`; features float32 or bfloat16, the rest float32."""
     features, ops = _evenly_spaced(features), torch.ops.agmh_fast
     attention, slot_sum, mu, cov = ops.attend(features, weight.contiguous(), stats is None)
     mu, cov = mu.to(weight.dtype), cov.to(weight.dtype)
     if stats is None:
+        mu, cov = merge(mu, cov) if merge else (mu, cov)
         mean, var = statistics(projection, mu, cov)
     else:
         mu, cov = mu.flatten(), cov.flatten()
@@ -46,14 +48,21 @@ def peak_response_forward(
 
 
 def peak_response_backward(
-    grad: Tensor, features: Tensor, weight: Tensor, projection: Tensor, gamma: Tensor, saved: PeakResponse, eps: float
+    grad: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    projection: Tensor,
+    gamma: Tensor,
+    saved: PeakResponse,
+    eps: float,
+    total: Total | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `peak_response_torch.peak_response_backward`."""
     ops, weight = torch.ops.agmh_fast, weight.contiguous()
     _, slots, channels = weight.shape
     g = torch.where(saved.peaks > 0, grad, 0).contiguous()
     S, dbeta = ops.channel_sums(g, saved.channel, saved.attention, channels, slots)
-    scaled, feedback, offset, dprojection, dgamma = parameter_gradients(S, dbeta, projection, gamma, saved, eps)
+    scaled, feedback, offset, dprojection, dgamma = parameter_gradients(S, dbeta, projection, gamma, saved, eps, total)
     dfeatures, dweight = like(features), torch.empty_like(weight)
     ops.spread(
         _evenly_spaced(features),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,11 @@ from agmh_fast.ops.attention import SLOT_EPSILON
 # Features worked on at a time: one image of the published sizes. A step's operands then stay in a CPU's cache, weights
 # need no copy for a batched product, and small images still share one.
 _CHUNK = 6 * 512 * 14 * 14
+
+
+# Moments of attention here to those of all ranks; sums of the gradient here to those of all ranks and their positions.
+Merge = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Total = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
 
 
 class PeakResponse(NamedTuple):
@@ -82,9 +87,10 @@ def peak_response_forward(
     beta: Tensor,
     stats: tuple[Tensor, Tensor] | None,
     eps: float,
+    merge: Merge | None = None,
 ) -> PeakResponse:
     """features (B, D·C, H, W); weight W_z (D, K, C); projection P (D, C, K); gamma, beta (D, C); stats (mean, var) of
-    y or None.
+    y or None; merge makes those of all ranks of the moments here.
     """
     batch, _, height, width = features.shape
     descriptors, slots, _ = weight.shape
@@ -98,6 +104,7 @@ def peak_response_forward(
         s.div_(den.add_(SLOT_EPSILON))
     if stats is None:
         mu, cov = _moments(attention)
+        mu, cov = merge(mu, cov) if merge else (mu, cov)
         mean, var = statistics(projection, mu, cov)
     else:
         mu, cov = attention.new_empty(0), attention.new_empty(0)
@@ -123,15 +130,36 @@ def segment_sum(values: Tensor, segment: Tensor, count: int) -> Tensor:
 
 
 def parameter_gradients(
-    S: Tensor, dbeta: Tensor, projection: Tensor, gamma: Tensor, saved: PeakResponse, eps: float
+    S: Tensor,
+    dbeta: Tensor,
+    projection: Tensor,
+    gamma: Tensor,
+    saved: PeakResponse,
+    eps: float,
+    total: Total | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
-    """P', R and v, dP and dγ from S and dβ; R and v are None where the statistics were given."""
+    """P', R and v, dP and dγ from S and dβ; R and v are None where the statistics were given.
+
+    With statistics of all ranks `total` gives their sums S and dβ and their number of positions: features depend on
+    these, while dP and dγ are this rank's part.
+    """
+    if total is not None:
+        *_, dprojection, dgamma = parameter_gradients(S, dbeta, projection, gamma, saved, eps)
+        S, dbeta, count = total(S, dbeta)
+        scaled, feedback, offset, *_ = _feedback(S, dbeta, projection, gamma, saved, eps, count)
+        return scaled, feedback, offset, dprojection, dgamma
+    return _feedback(S, dbeta, projection, gamma, saved, eps, saved.peaks.numel() // saved.peaks.shape[1])
+
+
+def _feedback(
+    S: Tensor, dbeta: Tensor, projection: Tensor, gamma: Tensor, saved: PeakResponse, eps: float, positions: int
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """`parameter_gradients` from the sums over so many positions."""
     r = torch.rsqrt(saved.var + eps)
     dgamma = r * ((projection * S).sum(dim=-1) - saved.mean * dbeta)
     scaled = (gamma * r)[..., None] * projection
     if saved.attention_cov.numel() == 0:
         return scaled, None, None, (gamma * r)[..., None] * S, dgamma
-    positions = saved.peaks.numel() // saved.peaks.shape[1]
     feedback = scaled.mT @ ((dgamma * r / positions)[..., None] * projection)
     mu = saved.attention_mean[..., None]
     offset = (scaled.mT @ (dbeta[..., None] / positions) - feedback @ mu).mT
@@ -140,7 +168,14 @@ def parameter_gradients(
 
 
 def peak_response_backward(
-    grad: Tensor, features: Tensor, weight: Tensor, projection: Tensor, gamma: Tensor, saved: PeakResponse, eps: float
+    grad: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    projection: Tensor,
+    gamma: Tensor,
+    saved: PeakResponse,
+    eps: float,
+    total: Total | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, W_z, P, γ and β from grad (B, D, n), the gradient of the peaks."""
     descriptors, slots, channels = weight.shape
@@ -150,7 +185,7 @@ def peak_response_backward(
     S = segment_sum((attention * g[..., None]).flatten(0, 2), row.flatten(), descriptors * channels)
     S = S.view(descriptors, channels, slots)
     dbeta = segment_sum(g.view(-1, 1), row.flatten(), descriptors * channels).view(descriptors, channels)
-    scaled, feedback, offset, dprojection, dgamma = parameter_gradients(S, dbeta, projection, gamma, saved, eps)
+    scaled, feedback, offset, dprojection, dgamma = parameter_gradients(S, dbeta, projection, gamma, saved, eps, total)
 
     dfeatures, dweight = like(features), weight.new_zeros(descriptors, channels, slots)
     table = scaled.flatten(0, 1)
