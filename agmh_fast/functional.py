@@ -223,5 +223,5 @@ def update_database_codes(state: HashingState, embeddings: Tensor, sampled: Tens
     """
     _hashing.check_step(state, embeddings, sampled)
     with torch.no_grad():
-        state.codes = _hashing.discrete_step(state, embeddings, sampled.to(state.groups), impl=impl)
+        state.codes = state.whole(_hashing.discrete_step(state, embeddings, sampled.to(state.groups), impl=impl))
     return state.codes

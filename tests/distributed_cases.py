@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from interruptions import Stopper
+from patterns import patterns
 from torch import nn
 
 import agmh_fast as af
 from agmh_fast.modules import synchronize_statistics
 from agmh_fast.modules.small import SmallResNet
+from agmh_fast.train import TrainConfig, fit, silent
 
 IMAGES, SPLIT = 5, 3
 """The images of a step, and how many of them the first of two ranks has."""
@@ -39,3 +44,31 @@ def step(rank: int, dtype: torch.dtype, images: torch.Tensor) -> dict[str, torch
         (loss_of(model, part) * len(part) / len(images)).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     return gradients | dict(model.named_buffers())
+
+
+def trained(rank: int, config: TrainConfig, dtype: torch.dtype, stop: int | None = None) -> dict[str, Any] | None:
+    """What a run of `fit` by this rank has learned; None if it was stopped after so many steps."""
+    try:
+        result = fit(config, patterns(dtype), made(dtype), Stopper(stop) if stop else silent)
+    except KeyboardInterrupt:
+        return None
+    rows = [
+        {key: row[key] for key in ("step", "pairwise", "quantization", "attention_dispersion")}
+        for row in result.history
+    ]
+    maps = [row.get("map") for row in result.history]
+    return {"history": rows, "maps": maps, "codes": result.state.codes, "model": dict(result.model.state_dict())}
+
+
+def trained_in(rank: int, config: TrainConfig, folder: str) -> None:
+    """A run whose output this rank has in a folder of its own."""
+    fit(config.replace(output=f"{folder}/{rank}"), patterns(), progress=silent)
+
+
+def failed(rank: int, config: TrainConfig) -> str:
+    """Why a run does not begin."""
+    try:
+        fit(config, patterns(), progress=silent)
+    except af.InputError as error:
+        return str(error)
+    return "it began"

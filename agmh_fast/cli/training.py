@@ -8,9 +8,13 @@ import shlex
 import sys
 import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agmh_fast.cli.command import PROGRAM, Command, add_json, print_json
+
+if TYPE_CHECKING:
+    from agmh_fast.train import Plan
+    from agmh_fast.train.ranks import Ranks
 
 _TRAIN_OUTPUT = "train-out"
 
@@ -93,34 +97,48 @@ def _text_or_none(text: str) -> str | None:
 
 def _train(args: argparse.Namespace) -> None:
     from agmh_fast import train
+    from agmh_fast.train.ranks import started
 
     given = {name: value for name, value in vars(args).items() if name not in ("command", "json", "config")}
     plan = train.plan(given, args.config, output=_TRAIN_OUTPUT)
-    folder = str(plan.folder)
-    # Before what may take long.
-    plan.check()
-    data = train.load_data(plan.config)
-    for split, fingerprint in data.fingerprints.items():
-        print(f"{data.name}, {split}: {len(getattr(data, split))} images, SHA-256 {fingerprint}", file=sys.stderr)
-    if len(plan.lengths) > 1 and plan.config.cache is None and plan.config.dataset != "fonts":
-        print(
-            "each length decodes the images anew: --cache keeps them, if random crops may come from it", file=sys.stderr
-        )
-    plan.claim()
-    results = []
-    try:
-        for config in plan.runs():
-            if len(plan.lengths) > 1:
-                print(f"{config.bits} bits, in {config.output}", file=sys.stderr)
-            results.append({**train.fit(config, data).as_dict(), "output": config.output})
-    except KeyboardInterrupt as stop:
-        again = shlex.join([PROGRAM, "train", "--resume", "--output", folder])
-        raise KeyboardInterrupt(f"interrupted; continue with: {again}") from stop
+    with started(plan.config.device, plan.config.rank_seconds) as ranks:
+        results = _train_plan(plan, ranks)
+    if not ranks.writes:
+        return
     if args.json:
-        print_json(results[0] if len(results) == 1 else {"output": folder, "runs": results})
+        print_json(results[0] if len(results) == 1 else {"output": str(plan.folder), "runs": results})
         return
     for result in results:
         _print_result(result)
+
+
+def _train_plan(plan: Plan, ranks: Ranks) -> list[dict[str, Any]]:
+    """Every run of the plan, and what its result.json says."""
+    from agmh_fast import train
+
+    def tell(line: str) -> None:
+        if ranks.writes:
+            print(line, file=sys.stderr)
+
+    # Before what may take long.
+    ranks.first(plan.check)
+    # Alone at first: it may write a cache that the others then find.
+    data = ranks.first_then_all(lambda: train.load_data(plan.config))
+    for split, fingerprint in data.fingerprints.items():
+        tell(f"{data.name}, {split}: {len(getattr(data, split))} images, SHA-256 {fingerprint}")
+    if len(plan.lengths) > 1 and plan.config.cache is None and plan.config.dataset != "fonts":
+        tell("each length decodes the images anew: --cache keeps them, if random crops may come from it")
+    ranks.first(plan.claim)
+    results = []
+    try:
+        for config in ranks.first(plan.runs):
+            if len(plan.lengths) > 1:
+                tell(f"{config.bits} bits, in {config.output}")
+            results.append({**train.fit(config, data).as_dict(), "output": config.output})
+    except KeyboardInterrupt as stop:
+        again = shlex.join([PROGRAM, "train", "--resume", "--output", str(plan.folder)])
+        raise KeyboardInterrupt(f"interrupted; continue with: {again}") from stop
+    return results
 
 
 def _print_result(result: dict[str, Any]) -> None:

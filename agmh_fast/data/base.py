@@ -78,13 +78,15 @@ def batches(
     seed: int | None = None,
     epoch: int = 0,
     workers: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over (items (B,) int64, images (B, C, H, W) float32) in the given order; the last batch may be smaller.
 
     With a seed the views are random, each batch from its own generator, seeded by (seed, epoch, batch number); with
     None they are deterministic. The result is the same for every number of workers, and torch's global random state
-    is left alone. Raises InputError if an item is not in 0..len(images)-1 or a number is out of range; what `images`
-    raises as InputError comes out as it is, from workers too.
+    is left alone. part = (i, n) gives the i-th of n parts of every batch, as even as can be, with the views that the
+    whole batch would have. Raises InputError if an item is not in 0..len(images)-1 or a number is out of range; what
+    `images` raises as InputError comes out as it is, from workers too.
     """
     items = torch.as_tensor(order)
     require(
@@ -101,10 +103,26 @@ def batches(
     epoch = require_int("epoch", epoch, 0)
     if seed is not None:
         seed = require_int("seed", seed, 0)
-    dataset = _Batches(images, items.split(batch_size) if items.numel() else (), seed, epoch)
+    dataset = _Batches(images, items.split(batch_size) if items.numel() else (), seed, epoch, part)
     # A loader draws one number when its iterator starts: from a generator of its own, else the global state would move.
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator().manual_seed(0))
     return map(_unwrap, iter(loader))
+
+
+def share(count: int, number: int, parts: int) -> slice:
+    """Part `number` of 0..count-1 in so many parts that differ by one at most, the larger ones first."""
+    least, more = divmod(count, parts)
+    start = number * least + min(number, more)
+    return slice(start, start + least + (number < more))
+
+
+def _load_part(images: ImageSet, items: Tensor, part: slice, generator: torch.Generator | None) -> Tensor:
+    """Images items[part] as they are in the batch of `items`."""
+    if generator is None:
+        return images.load(items[part], None)
+    if hasattr(images, "load_part"):
+        return images.load_part(items, part, generator)
+    return images.load(items, generator)[part]
 
 
 def _unwrap(loaded: tuple[Tensor, Tensor] | InputError) -> tuple[Tensor, Tensor]:
@@ -116,16 +134,21 @@ def _unwrap(loaded: tuple[Tensor, Tensor] | InputError) -> tuple[Tensor, Tensor]
 class _Batches(Dataset):
     """A dataset whose item i is the whole batch number i."""
 
-    def __init__(self, images: ImageSet, parts: Sequence[Tensor], seed: int | None, epoch: int) -> None:
-        self.images, self.parts, self.seed, self.epoch = images, parts, seed, epoch
+    def __init__(
+        self, images: ImageSet, whole: Sequence[Tensor], seed: int | None, epoch: int, part: tuple[int, int]
+    ) -> None:
+        self.images, self.whole, self.seed, self.epoch, self.part = images, whole, seed, epoch, part
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.whole)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | InputError:
-        items = self.parts[number]
+        items, generator = self.whole[number], self._generator(number)
+        part = share(len(items), *self.part)
         try:
-            return items, self.images.load(items, self._generator(number))
+            if part == slice(0, len(items)):
+                return items, self.images.load(items, generator)
+            return items[part], _load_part(self.images, items, part, generator)
         except InputError as error:
             return error  # raised in a worker it would come out with the worker's trace as its message
 

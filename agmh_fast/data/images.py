@@ -52,13 +52,17 @@ class ImageFiles:
 
         Raises InputError that names a file that is missing or cannot be read.
         """
-        pictures = [self.picture(item) for item in items.tolist()]
+        return self.load_part(items, slice(None), generator)
+
+    def load_part(self, items: Tensor, part: slice, generator: torch.Generator | None) -> Tensor:
+        """`load(items, generator)[part]`, of which the other images are not read."""
+        pictures = [self.picture(item) for item in items[part].tolist()]
         if not pictures:
             return torch.empty(0, 3, self.size, self.size)
         if generator is None:
             return _normalised([self._fixed_view(picture) for picture in pictures])
         # The transforms draw from torch's own generator: it gets a seed an image, and its state back.
-        seeds = torch.randint(2**63 - 1, (len(pictures),), generator=generator).tolist()
+        seeds = torch.randint(2**63 - 1, (len(items),), generator=generator)[part].tolist()
         state = torch.get_rng_state()
         try:
             views = []

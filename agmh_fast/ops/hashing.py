@@ -94,12 +94,25 @@ class HashingState:
         similar = float(chosen @ alike)
         dissimilar = len(sampled) * len(self) - similar
         self.nu = -similar / dissimilar if dissimilar > 0 else 0.0
-        codes = self._codes.double()
-        sums = codes.new_zeros(self.num_groups, self.bits).index_add_(0, self.groups, codes)
+        sums, self.gram = self._code_sums()
         # t and Σ_j s² of every group; a row of each is what an image needs.
         self.targets = (1 - self.nu) * self.meeting(sums) + self.nu * sums.sum(dim=0)
         self.square_sums = alike + (len(self) - alike) * self.nu**2
-        self.gram = codes.T @ codes
+
+    @property
+    def rows(self) -> slice:
+        """The items whose codes this process updates: all of them."""
+        return slice(0, len(self))
+
+    def whole(self, codes: Tensor) -> Tensor:
+        """The codes (N, bits) of all items, of which `codes` are those of `rows`."""
+        return codes
+
+    def _code_sums(self) -> tuple[Tensor, Tensor]:
+        """Sums of the codes of each group (G, bits), and their Gram matrix (bits, bits), in float64."""
+        codes = self._codes[self.rows].double()
+        sums = codes.new_zeros(self.num_groups, self.bits).index_add_(0, self.groups[self.rows], codes)
+        return sums, codes.T @ codes
 
     def meeting(self, sums: Tensor) -> Tensor:
         """For each group the sum of `sums` (G, ·) over the groups that share a label with it."""
@@ -258,14 +271,16 @@ def check_step(state: HashingState, embeddings: Tensor, sampled: Tensor) -> None
     )
 
 
-def _sweep_inputs(state: HashingState, embeddings: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """In float64: L Σ_i s_ij u_i of each group (G, L); each item's row of U, or −1 (N,); U (m, L); Ω (L, L)."""
-    u = embeddings.double().contiguous()
+def _sweep_inputs(state: HashingState, embeddings: Tensor, sampled: Tensor) -> tuple[Tensor, ...]:
+    """Codes of the state's rows; in float64 L Σ_i s_ij u_i of each group (G, L); of each row its group, and its row of
+    U or −1; U (m, L) and Ω (L, L) in float64.
+    """
+    u, rows = embeddings.double().contiguous(), state.rows
     sums = u.new_zeros(state.num_groups, state.bits).index_add_(0, state.groups[sampled], u)
     targets = state.bits * ((1 - state.nu) * state.meeting(sums) + state.nu * sums.sum(dim=0))
     own = sampled.new_full((len(state),), -1)
     own[sampled] = torch.arange(len(sampled), device=u.device)
-    return targets, own, u, (u.T @ u).fill_diagonal_(0)
+    return state.codes[rows], targets, state.groups[rows], own[rows], u, (u.T @ u).fill_diagonal_(0)
 
 
 def _kernel_step_obstacle(state: HashingState, *_: object) -> str | None:
@@ -274,8 +289,8 @@ def _kernel_step_obstacle(state: HashingState, *_: object) -> str | None:
 
 @discrete_step.register("triton", obstacle=_kernel_step_obstacle)
 def _step_by_kernel(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
-    targets, own, u, gram = _sweep_inputs(state, embeddings, sampled)
-    return torch.ops.agmh_fast.triton_discrete_step(state.codes, targets, state.groups, own, u, gram, state.gamma)
+    inputs = _sweep_inputs(state, embeddings, sampled)
+    return torch.ops.agmh_fast.triton_discrete_step(*inputs, state.gamma)
 
 
 def _engine_obstacle(state: HashingState, *_: object) -> str | None:
@@ -284,22 +299,21 @@ def _engine_obstacle(state: HashingState, *_: object) -> str | None:
 
 @discrete_step.register("cpu", obstacle=_engine_obstacle)
 def _step_compiled(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
-    targets, own, u, gram = _sweep_inputs(state, embeddings, sampled)
-    args = (state.codes, targets, state.groups, own, u, gram, state.gamma, get_num_threads())
-    return torch.ops.agmh_fast.discrete_step(*args)
+    inputs = _sweep_inputs(state, embeddings, sampled)
+    return torch.ops.agmh_fast.discrete_step(*inputs, state.gamma, get_num_threads())
 
 
 @discrete_step.register("torch")
 def _step_from_groups(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
-    targets, own, u, gram = _sweep_inputs(state, embeddings, sampled)
-    updated = torch.empty_like(state.codes)
-    step = _CPU_ROWS if u.device.type == "cpu" else len(state)
-    for rows in torch.arange(len(state), device=u.device).split(step):
+    old, targets, groups, own, u, gram = _sweep_inputs(state, embeddings, sampled)
+    updated = torch.empty_like(old)
+    step = _CPU_ROWS if u.device.type == "cpu" else max(1, len(old))
+    for rows in torch.arange(len(old), device=u.device).split(step):
         # Bits along rows: a step of the sweep then reads and writes contiguous memory.
-        score = targets[state.groups[rows]].T.contiguous()
+        score = targets[groups[rows]].T.contiguous()
         mine = own[rows]
         score += torch.where(mine >= 0, state.gamma * u[mine.clamp_min(0)].T, 0)
-        codes = state.codes[rows].double().T.contiguous()
+        codes = old[rows].double().T.contiguous()
         for bit in range(state.bits):
             codes[bit] = torch.where(score[bit] >= gram[bit] @ codes, 1.0, -1.0)
         updated[rows] = codes.T.to(updated.dtype)
@@ -310,7 +324,7 @@ def _step_from_groups(state: HashingState, embeddings: Tensor, sampled: Tensor) 
 def _step_dense(state: HashingState, embeddings: Tensor, sampled: Tensor) -> Tensor:
     s = _dense_similarity(state, sampled, torch.float64)
     codes = reference.discrete_step(state.codes.double(), embeddings.double(), sampled, s, state.gamma)
-    return codes.to(torch.float32)
+    return codes.to(torch.float32)[state.rows]
 
 
 @compiled.on_load

@@ -22,7 +22,10 @@ SCHEDULES = ("constant", "cosine")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What may differ between a run and its continuation, for it does not bear on what is learned; the images do, and are
 # compared by themselves.
-_FREE = ("root", "skip_broken", "workers", "device", "output", "resume", "eval_every", "ties", "checkpoint_seconds")
+_FREE = (
+    "root", "skip_broken", "workers", "device", "output", "resume", "eval_every", "ties", "checkpoint_seconds",
+    "rank_seconds",
+)  # fmt: skip
 
 
 def _setting(default: object, text: str) -> Any:
@@ -66,6 +69,8 @@ class TrainConfig:
     compile: bool = _setting(False, "compile the backbone by torch.compile, which takes a while at the first batch")
     fused: bool = _setting(False, "SGD of all parameters in one pass, which rounds a little differently")
     cuda_graph: bool = _setting(False, "capture forward and backward in a CUDA graph, which frees the host")
+    sync_bn: bool = _setting(True, "batch statistics are those of all ranks' images, under torchrun")
+    rank_seconds: float = _setting(600.0, "how long a rank may keep the others waiting, under torchrun")
     output: str | None = _setting(None, "folder for checkpoint, scalars and models")
     resume: bool = _setting(False, "continue the run in the output folder")
     select: str = _setting(
@@ -97,12 +102,13 @@ class TrainConfig:
         self._set("seed", require_int("seed", self.seed, 0, 2**63 - 1))
         self._set("workers", require_int("workers", self.workers, 0))
         self._check_number("lr", above=0)
+        self._check_number("rank_seconds", above=0)
         for name in ("weight_decay", "gamma", "dispersion_weight", "checkpoint_seconds"):
             self._check_number(name)
         for name in ("momentum", "warmup"):
             self._check_number(name, below=1)
         self._check_number("validation_share", above=0, below=0.5)
-        for name in ("resume", "channels_last", "compile", "fused", "cuda_graph", "skip_broken"):
+        for name in ("resume", "channels_last", "compile", "fused", "cuda_graph", "sync_bn", "skip_broken"):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False, got {getattr(self, name)!r}")
         require(not self.resume or self.output is not None, "output must name the folder of the run to resume")
         self._check_device()

@@ -11,6 +11,7 @@ from agmh_fast.errors import require
 from agmh_fast.modules import AGMH
 from agmh_fast.ops.codes import pack_codes
 from agmh_fast.ops.hashing import HashingState
+from agmh_fast.train.ranks import Ranks
 
 
 def encode_set(
@@ -28,11 +29,28 @@ def encode_set(
     return torch.cat([model.encode(x.to(device, non_blocking=True)) for _, x in loaded])
 
 
+def encode_shared(model: AGMH, images: ImageSet, items: Tensor, batch_size: int, workers: int, ranks: Ranks) -> Tensor:
+    """`encode_set` of these items by all ranks, each its share; the codes are on every rank."""
+    own, device = items[ranks.share(len(items))], model.hash_weight.device
+    empty = torch.empty(0, (model.bits + 7) // 8, dtype=torch.uint8, device=device)
+    codes = encode_set(model, images, batch_size, workers, own) if len(own) else empty
+    return ranks.gather(codes, len(items))
+
+
 def evaluate(
-    model: AGMH, state: HashingState, query: ImageSet, ties: str = "stable", batch_size: int = 256, workers: int = 0
+    model: AGMH,
+    state: HashingState,
+    query: ImageSet,
+    ties: str = "stable",
+    batch_size: int = 256,
+    workers: int = 0,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> metrics.RetrievalMetrics:
-    """Retrieval metrics of encoded queries over the learned database codes `state.codes`, the published protocol."""
-    codes = encode_set(model, query, batch_size, workers)
+    """Retrieval metrics of encoded queries over the learned database codes `state.codes`, the published protocol.
+
+    Each of `ranks` encodes its share of the queries; the metrics are on every one.
+    """
+    codes = encode_shared(model, query, torch.arange(len(query)), batch_size, workers, ranks)
     return metrics.retrieval(codes, pack_codes(state.codes), query.labels, state.labels, bits=state.bits, ties=ties)
 
 
@@ -44,10 +62,11 @@ def validate(
     ties: str = "stable",
     batch_size: int = 256,
     workers: int = 0,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> metrics.RetrievalMetrics:
     """Retrieval metrics of the database images `held_out` (v,) int64, encoded, over the learned codes of the others."""
     others = torch.ones(len(state), dtype=torch.bool, device=state.groups.device)
     others[held_out.to(others.device)] = False
-    codes = encode_set(model, database, batch_size, workers, held_out)
+    codes = encode_shared(model, database, held_out, batch_size, workers, ranks)
     labels = state.labels[held_out.to(others.device)], state.labels[others]
     return metrics.retrieval(codes, pack_codes(state.codes[others]), *labels, bits=state.bits, ties=ties)

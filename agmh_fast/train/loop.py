@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from agmh_fast import functional
 from agmh_fast.data import RetrievalData, batches, cached, load
 from agmh_fast.errors import InputError, require
 from agmh_fast.files import output_folder
-from agmh_fast.modules import AGMH
+from agmh_fast.modules import AGMH, synchronize_statistics
 from agmh_fast.ops.hashing import HashingState
 from agmh_fast.train import checkpoint
 from agmh_fast.train.checkpoint import Checkpoint, describe_data
@@ -29,8 +31,9 @@ from agmh_fast.train.config import TrainConfig
 from agmh_fast.train.disk import require_room, write_text, writing
 from agmh_fast.train.encoding import evaluate, validate
 from agmh_fast.train.models import build_model, describe_model, save_model
-from agmh_fast.train.progress import ConsoleProgress, Event, Kind, Progress
+from agmh_fast.train.progress import ConsoleProgress, Event, Kind, Progress, silent
 from agmh_fast.train.randomness import epoch_order, module_randomness, sample_items
+from agmh_fast.train.ranks import Ranks, SharedState
 from agmh_fast.train.scalars import ScalarLog
 from agmh_fast.train.selection import held_out
 from agmh_fast.train.step import Step
@@ -79,11 +82,14 @@ def fit(
 
     A run that was stopped (an exception, Ctrl-C, a power cut) goes on from its last checkpoint with `resume=True`,
     on a CPU bit for bit as if it had never stopped. The best model is what the setting `select` says: images held out
-    for validation have codes in the database like all others, but are never trained on. Raises InputError for settings
+    for validation have codes in the database like all others, but are never trained on. Where torch.distributed is
+    initialised every rank calls this with the same settings, and rank 0 alone writes. Raises InputError for settings
     that do not fit, for a disk without room, and for a loss that is not finite; the last checkpoint is then as it was.
     """
     data = load_data(config) if data is None else data
-    run = _Run(config, data, model, progress or ConsoleProgress(config.max_iter))
+    run = _Run(
+        config, data, model, progress or (ConsoleProgress(config.max_iter) if Ranks.current().writes else silent)
+    )
     seconds = run.train()
     best = run.best
     result = TrainResult(
@@ -117,7 +123,9 @@ class _Run:
 
     def __init__(self, config: TrainConfig, data: RetrievalData, model: AGMH | None, progress: Progress) -> None:
         self.config, self.data, self.progress, self.device = config, data, progress, config.torch_device
-        self.folder = None if config.output is None else _claim_folder(config)
+        self.ranks = Ranks.current()
+        claimed = None if config.output is None else self.ranks.first(lambda: _claim_folder(config))
+        self.folder = claimed if self.ranks.writes else None
         self.meta = describe_model(config, data, own_model=model is not None)
         if model is None:
             # A run that is resumed brings its weights, and need not have the file that it began with.
@@ -127,13 +135,14 @@ class _Run:
         self.model = model.to(self.device).to(memory_format=memory_format)
         if config.compile:
             self.model.backbone.compile()
-        self.state = HashingState(data.database.labels.to(self.device), config.bits, config.gamma, config.seed)
-        self.sgd = Step(self.model, self.state, config)
+        labels = data.database.labels.to(self.device)
+        self.state = SharedState(labels, config.bits, config.gamma, config.seed, self.ranks)
         self.held_out, self.trainable = torch.empty(0, dtype=torch.int64), torch.arange(len(self.state))
         if config.select == "validation":
             self.held_out = held_out(self.state, config.validation_share, config.seed)
             self.trainable = self.trainable[~torch.isin(self.trainable, self.held_out)]
         self.num_samples = min(config.num_samples, len(self.trainable))
+        self.sgd = Step(self.model, self.state, config, self._distributed())
         self.steps = config.max_iter * config.max_epoch * math.ceil(self.num_samples / config.batch_size)
         self.iteration, self.epoch, self.step = 0, 0, 0
         self.history: list[dict[str, Any]] = []
@@ -143,6 +152,20 @@ class _Run:
             self._restore()
         elif self.folder is not None:
             require_room(self.folder, self._file_sizes())
+
+    def _distributed(self) -> nn.Module | None:
+        """What adds the gradients of all ranks, made of the model; None for a run of one process."""
+        if self.ranks.size == 1:
+            return None
+        config, last = self.config, self.num_samples % self.config.batch_size or self.config.batch_size
+        require(
+            min(last, self.num_samples) >= self.ranks.size,
+            f"batch_size: an epoch's last batch has {last} images for {self.ranks.size} ranks: choose another size",
+        )
+        require(not config.cuda_graph, "cuda_graph: not with more than one rank")
+        if config.sync_bn:
+            synchronize_statistics(self.model)
+        return DistributedDataParallel(self.model)
 
     @property
     def seconds(self) -> float:
@@ -180,7 +203,7 @@ class _Run:
             row, embeddings = self._train_epoch(sampled)
             last = self.epoch == config.max_epoch - 1
             if last:
-                functional.update_database_codes(self.state, embeddings, sampled)
+                functional.update_database_codes(self.state, self.ranks.total(embeddings), sampled)
                 self._evaluate(row)
             row["seconds"] = self.seconds
             self.history.append(row)
@@ -200,19 +223,24 @@ class _Run:
         order = epoch_order(len(sampled), config.seed, self.iteration, self.epoch)
         number = self.iteration * config.max_epoch + self.epoch
         loaded = batches(
-            self.data.database, sampled.cpu()[order], config.batch_size, config.seed, number, workers=config.workers
-        )
-        embeddings = torch.empty(len(sampled), config.bits, device=self.device)
+            self.data.database, sampled.cpu()[order], config.batch_size, config.seed, number, config.workers,
+            part=(self.ranks.rank, self.ranks.size),
+        )  # fmt: skip
+        embeddings = torch.zeros(len(sampled), config.bits, device=self.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.model.train()
         with module_randomness(config.seed, self.iteration, self.epoch, self.device):
-            for (items, images), rows in zip(loaded, order.to(self.device).split(config.batch_size), strict=True):
-                embeddings[rows], losses = self.sgd(items, images, config.learning_rate(self.step, self.steps))
+            for (items, images), whole in zip(loaded, order.to(self.device).split(config.batch_size), strict=True):
+                rows, rate_now = whole[self.ranks.share(len(whole))], config.learning_rate(self.step, self.steps)
+                # DistributedDataParallel takes the mean over ranks, whose parts may differ in size.
+                share = self.ranks.size * len(rows) / len(whole)
+                embedding, losses = self.sgd(items, images, rate_now, share)
+                embeddings[rows] = embedding.to(embeddings.dtype)
                 self.step += 1
                 sums += losses * len(rows)
                 self._tell("batch")
         # Looked at once an epoch: a look waits for the GPU.
-        pairwise, quantization, dispersion = (sums / len(sampled)).tolist()
+        pairwise, quantization, dispersion = (self.ranks.total(sums) / len(sampled)).tolist()
         self._require_finite(pairwise + quantization + dispersion)
         row = {
             "iteration": self.iteration + 1,
@@ -231,7 +259,10 @@ class _Run:
         config, number = self.config, self.iteration + 1
         if number % config.eval_every and number != config.max_iter:
             return
-        options: dict[str, Any] = {"ties": config.ties, "workers": config.workers}
+        options: dict[str, Any] = {"ties": config.ties, "workers": config.workers, "ranks": self.ranks}
+        if self.ranks.size > 1 and not config.sync_bn:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
         row["map"] = evaluate(self.model, self.state, self.data.query, **options).map
         if config.select == "validation":
             scored = validate(self.model, self.state, self.data.database, self.held_out, **options)
@@ -285,19 +316,17 @@ class _Run:
 
     def _restore(self) -> None:
         """Take over the checkpoint of the output folder; raises InputError naming what does not fit."""
-        assert self.folder is not None
-        stored = Checkpoint.load(self.folder)
+        folder = Path(str(self.config.output))
+        stored = Checkpoint.load(folder)
         self.config.continuing(TrainConfig.from_json(stored.config))
         ours, theirs = describe_data(self.data), stored.dataset
-        require(
-            ours == theirs, f"dataset is {ours}, but the run in {str(self.folder)!r} has {theirs}: give the same data"
-        )
+        require(ours == theirs, f"dataset is {ours}, but the run in {str(folder)!r} has {theirs}: give the same data")
         try:
             self.model.load_state_dict(stored.model)
             self.sgd.optimizer.load_state_dict(stored.optimizer)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
-            raise InputError(f"model: it does not fit the run in {str(self.folder)!r}: {reason}") from error
+            raise InputError(f"model: it does not fit the run in {str(folder)!r}: {reason}") from error
         self.sgd.scaler.load_state_dict(stored.scaler)
         self.state.codes = stored.codes
         self.iteration, self.epoch, self._seconds = stored.iteration, stored.epoch, stored.seconds

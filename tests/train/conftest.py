@@ -6,36 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from patterns import patterns
 
 from agmh_fast.data import RetrievalData
 from agmh_fast.train import TrainConfig
 
-CLASSES = 3
-
-
-class Patterns:
-    """Noisy copies of one random 16×16 pattern a class; a random view adds more noise."""
-
-    def __init__(self, per_class: int, seed: int) -> None:
-        patterns = torch.randn(CLASSES, 1, 16, 16, generator=torch.Generator().manual_seed(99))
-        self.labels = torch.arange(CLASSES).repeat(per_class)
-        noise = torch.randn(len(self.labels), 1, 16, 16, generator=torch.Generator().manual_seed(seed))
-        self.images = patterns[self.labels] + 0.5 * noise
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def load(self, items: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        images = self.images[items]
-        if generator is None:
-            return images
-        return images + 0.2 * torch.randn(images.shape, generator=generator)
-
 
 @pytest.fixture
 def data() -> RetrievalData:
-    names = tuple(f"pattern {i}" for i in range(CLASSES))
-    return RetrievalData("patterns", names, Patterns(6, 1), Patterns(2, 2), (0.0,), (1.0,))
+    return patterns()
 
 
 @pytest.fixture

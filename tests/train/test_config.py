@@ -42,6 +42,8 @@ BAD = {
     "compile": [1],
     "fused": [1],
     "cuda_graph": [1],
+    "sync_bn": [1],
+    "rank_seconds": [0, math.inf],
     "select": ["train"],
     "validation_share": [0, 0.5],
     "output": [b"", 5],

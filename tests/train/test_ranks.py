@@ -1,0 +1,154 @@
+"""Two ranks train as one process does; only the first one writes; a rank that is lost is an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import distributed_cases as cases
+import miniatures
+import pytest
+import torch
+from command_line import ENVIRONMENT
+from ranks import ranks
+
+from agmh_fast.data.base import share
+from agmh_fast.train.ranks import Ranks
+
+
+@pytest.fixture
+def make_config(make_config):
+    """The settings of `conftest`, but an epoch's last batch has an image a rank."""
+    return lambda **changes: make_config(**({"num_samples": 14} | changes))
+
+
+@pytest.fixture(scope="module")
+def two():
+    with ranks(2) as group:
+        yield group
+
+
+@pytest.mark.parametrize("select", ["test", "validation"])
+def test_two_ranks_are_one_process(two, make_config, select):
+    """In float64, with uneven parts: the two round a dozen layers in twelve steps, and decide nothing near zero."""
+    config = make_config(select=select, validation_share=0.2, batch_size=5)
+    expected = cases.trained(0, config, torch.float64)
+    for found in two.run(cases.trained, config, torch.float64):
+        for row, wanted in zip(found["history"], expected["history"], strict=True):
+            assert row == pytest.approx(wanted, rel=1e-8)
+        assert found["maps"] == expected["maps"]
+        assert torch.equal(found["codes"], expected["codes"])
+        for name, value in found["model"].items():
+            wanted = expected["model"][name].double()
+            assert (value - wanted).double().norm() <= 1e-8 * (1 + wanted.norm()), name
+
+
+def test_statistics_of_each_rank_alone_are_a_choice(two, make_config):
+    found = two.run(cases.trained, make_config(sync_bn=False), torch.float64)
+    assert found[0]["history"] == found[1]["history"]
+    assert torch.equal(found[0]["codes"], found[1]["codes"])
+    assert found[0]["history"] != two.run(cases.trained, make_config(), torch.float64)[0]["history"]
+
+
+def test_a_stopped_run_of_two_ranks_goes_on_bit_for_bit(two, make_config, tmp_path):
+    whole = two.run(cases.trained, make_config(output=tmp_path / "whole"), torch.float32)[0]
+    config = make_config(output=tmp_path / "parts")
+    assert two.run(cases.trained, config, torch.float32, 6) == [None, None]
+    parts = two.run(cases.trained, config.replace(resume=True), torch.float32)[0]
+    assert parts["history"] == whole["history"]
+    assert torch.equal(parts["codes"], whole["codes"])
+    for name, value in parts["model"].items():
+        assert torch.equal(value, whole["model"][name]), name
+
+
+def test_only_the_first_rank_writes(two, make_config, tmp_path):
+    two.run(cases.trained_in, make_config(max_iter=1), str(tmp_path))
+    assert os.listdir(tmp_path) == ["0"]
+    assert {"checkpoint.pt", "scalars.csv", "result.json", "best.safetensors"} <= set(os.listdir(tmp_path / "0"))
+
+
+def test_a_mistake_is_one_on_every_rank(two, make_config, tmp_path):
+    (tmp_path / "checkpoint.pt").write_text("")
+    first, second = two.run(cases.failed, make_config(output=tmp_path))
+    assert "already holds a run" in first
+    assert second == f"rank 0: {first}"
+    # 13 items in batches of 4: one is left for the last batch.
+    assert all(
+        "batch_size: an epoch's last batch has 1" in text for text in two.run(cases.failed, make_config(num_samples=13))
+    )
+
+
+@pytest.mark.parametrize(("count", "parts"), [(0, 3), (1, 3), (7, 3), (9, 3), (5, 1)])
+def test_shares_are_even_and_whole(count, parts):
+    shares = [range(count)[share(count, number, parts)] for number in range(parts)]
+    assert [item for part in shares for item in part] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert Ranks(1, 2).share(5) == slice(3, 5)
+
+
+COMMAND = (
+    "train --dataset listing --root . --backbone small --num-descriptors 2 --descriptor-dim 4 --memory-size 2 "
+    "--batch-size 4 --max-epoch 1 --select test --bits 8 --device cpu --checkpoint-seconds 0 --rank-seconds 20"
+)
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """A listing of eight images as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    miniatures.put(tmp_path, [f"{number}.jpg" for number in range(10)])
+    miniatures.write(tmp_path / "train.txt", [f"{number}.jpg {number % 3}" for number in range(8)])
+    miniatures.write(tmp_path / "test.txt", [f"{number}.jpg {number % 3}" for number in range(8, 10)])
+
+
+def _start(*options: str) -> list[subprocess.Popen]:
+    """Two ranks of the command line."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = ENVIRONMENT | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "agmh_fast", *COMMAND.split(), *options]
+    return [
+        subprocess.Popen(
+            command,
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def test_a_lost_rank_is_an_error_and_the_run_goes_on_after(images):
+    first, second = _start("--output", "run", "--max-iter", "40")
+    deadline = time.monotonic() + 100
+    log = Path("run/scalars.csv")
+    while not log.exists() or len(log.read_text().splitlines()) < 5:
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    second.send_signal(signal.SIGKILL)
+    second.communicate(timeout=20)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 2, err
+    assert err.splitlines()[-1].startswith("agmh-fast: ranks: another rank is gone")
+    assert "Traceback" not in err
+    again = _start("--output", "run", "--resume")
+    outputs = [process.communicate(timeout=100) for process in again]
+    assert [process.returncode for process in again] == [0, 0], outputs
+    assert "mAP" in outputs[0][0]
+    assert outputs[1] == ("", "")
+
+
+def test_torchrun_starts_the_ranks(images):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "agmh_fast"]
+    line = [*run, *COMMAND.split(), "--output", "run", "--max-iter", "1", "--json"]
+    found = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert '"bits": 8' in found.stdout
