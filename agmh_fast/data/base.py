@@ -7,9 +7,9 @@ seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,22 @@ class ImageSet(Protocol):
         With a generator each image is a random augmented view drawn from that generator alone; with None the view is
         the deterministic one. Must be safe to call in a worker process.
         """
+        ...
+
+
+@runtime_checkable
+class PixelSet(ImageSet, Protocol):
+    """An `ImageSet` whose images are a quarter of the size until they are normalised: that is how workers send them.
+
+    `load(items, generator)[part]` is `finish(pixels(items, part, generator))`.
+    """
+
+    def pixels(self, items: Tensor, part: slice, generator: torch.Generator | None) -> Tensor:
+        """Views (b, C, H, W) uint8 of items[part], drawn as in the batch of all `items`, of which no other is read."""
+        ...
+
+    def finish(self, pixels: Tensor) -> Tensor:
+        """Normalised images float32, on the pixels' device."""
         ...
 
 
@@ -79,13 +95,15 @@ def batches(
     epoch: int = 0,
     workers: int = 0,
     part: tuple[int, int] = (0, 1),
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over (items (B,) int64, images (B, C, H, W) float32) in the given order; the last batch may be smaller.
 
     With a seed the views are random, each batch from its own generator, seeded by (seed, epoch, batch number); with
     None they are deterministic. The result is the same for every number of workers, and torch's global random state
     is left alone. part = (i, n) gives the i-th of n parts of every batch, as even as can be, with the views that the
-    whole batch would have. Raises InputError if an item is not in 0..len(images)-1 or a number is out of range; what
+    whole batch would have. Images come on `device`; on a GPU the next batch is copied while this one is worked on.
+    Raises InputError if an item is not in 0..len(images)-1 or a number is out of range; what
     `images` raises as InputError comes out as it is, from workers too.
     """
     items = torch.as_tensor(order)
@@ -106,7 +124,11 @@ def batches(
     dataset = _Batches(images, items.split(batch_size) if items.numel() else (), seed, epoch, part)
     # A loader draws one number when its iterator starts: from a generator of its own, else the global state would move.
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator().manual_seed(0))
-    return map(_unwrap, iter(loader))
+    loaded = map(_unwrap, iter(loader))
+    finish = images.finish if isinstance(images, PixelSet) else _as_they_are
+    if device is not None and device.type == "cuda":
+        return _ahead(loaded, finish, device)
+    return ((items, finish(pixels)) for items, pixels in loaded)
 
 
 def share(count: int, number: int, parts: int) -> slice:
@@ -117,12 +139,41 @@ def share(count: int, number: int, parts: int) -> slice:
 
 
 def _load_part(images: ImageSet, items: Tensor, part: slice, generator: torch.Generator | None) -> Tensor:
-    """Images items[part] as they are in the batch of `items`."""
+    """What images items[part] are in the batch of `items`, to be finished where they are a `PixelSet`."""
+    if isinstance(images, PixelSet):
+        return images.pixels(items, part, generator)
     if generator is None:
         return images.load(items[part], None)
-    if hasattr(images, "load_part"):
-        return images.load_part(items, part, generator)
     return images.load(items, generator)[part]
+
+
+def _as_they_are(images: Tensor) -> Tensor:
+    return images
+
+
+def _ahead(
+    loaded: Iterator[tuple[Tensor, Tensor]], finish: Callable[[Tensor], Tensor], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches on a GPU, each copied and finished on a stream of its own while the one before is worked on."""
+    side = torch.cuda.Stream(device)
+
+    def sent() -> tuple[Tensor, Tensor] | None:
+        batch = next(loaded, None)
+        if batch is None:
+            return None
+        items, pixels = batch
+        with torch.cuda.stream(side):
+            return items, finish(pixels.pin_memory().to(device, non_blocking=True))
+
+    following = sent()
+    while following is not None:
+        items, images = following
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(side)
+        # Its memory must not be taken by the side stream's next batch before the work on it is done.
+        images.record_stream(current)
+        following = sent()
+        yield items, images
 
 
 def _unwrap(loaded: tuple[Tensor, Tensor] | InputError) -> tuple[Tensor, Tensor]:
@@ -146,8 +197,6 @@ class _Batches(Dataset):
         items, generator = self.whole[number], self._generator(number)
         part = share(len(items), *self.part)
         try:
-            if part == slice(0, len(items)):
-                return items, self.images.load(items, generator)
             return items[part], _load_part(self.images, items, part, generator)
         except InputError as error:
             return error  # raised in a worker it would come out with the worker's trace as its message

@@ -43,6 +43,8 @@ _CHUNK = 512
 class CachedImages(ImageFiles):
     """`ImageFiles` whose pictures come from a cache, with their shorter side `side` pixels long."""
 
+    decoded = True
+
     def __init__(self, images: ImageFiles, cache: Path) -> None:
         super().__init__(images.folder, images.paths, images.labels, images.size)
         self.cache = cache

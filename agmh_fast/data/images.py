@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,27 @@ from agmh_fast.errors import InputError, require, require_int, shown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+A = TypeVar("A")
+B = TypeVar("B")
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, on the scale where white is 1."""
+
+
+def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """What `work` makes of every item, by as many threads as torch has here: decoders leave Python's lock alone.
+
+    A loader's worker processes have one, and so do the ranks of torchrun.
+    """
+    threads = min(torch.get_num_threads(), len(items))
+    if threads < 2:
+        return _one_by_one(work, items)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
+
+
+def _one_by_one(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    return [work(item) for item in items]
 
 
 class ImageFiles:
@@ -32,12 +51,14 @@ class ImageFiles:
     paths: relative to `folder`, with "/". labels: (N,) int64 classes from 0, or (N, classes) uint8 multi-hot.
     """
 
+    # Whether `picture` has little to do; torch's own crops divide their work themselves.
+    decoded = False
+
     def __init__(self, folder: Path, paths: Sequence[str], labels: Tensor, size: int = 224) -> None:
         self.folder, self.paths, self.labels = folder, tuple(paths), labels
         self.size = require_int("size", size, 8, 4096)
         # Of the shorter side before the centre is cut out: 256 for 224.
         self.side = round(self.size * 8 / 7)
-        self._random_view, self._fixed_view = _views(self.size, self.side)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,26 +73,36 @@ class ImageFiles:
 
         Raises InputError that names a file that is missing or cannot be read.
         """
-        return self.load_part(items, slice(None), generator)
+        return self.finish(self.pixels(items, slice(None), generator))
 
-    def load_part(self, items: Tensor, part: slice, generator: torch.Generator | None) -> Tensor:
-        """`load(items, generator)[part]`, of which the other images are not read."""
-        pictures = [self.picture(item) for item in items[part].tolist()]
-        if not pictures:
-            return torch.empty(0, 3, self.size, self.size)
+    def pixels(self, items: Tensor, part: slice, generator: torch.Generator | None) -> Tensor:
+        """Views (b, 3, size, size) uint8 of items[part]; see `PixelSet`. Raises as `load` does."""
+        own = items[part].tolist()
+        if not own:
+            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        each = _one_by_one if self.decoded else in_threads
+        pictures = each(self.picture, own)
         if generator is None:
-            return _normalised([self._fixed_view(picture) for picture in pictures])
+            return torch.stack(each(lambda picture: _fixed_view(picture, self.side, self.size), pictures))
         # The transforms draw from torch's own generator: it gets a seed an image, and its state back.
         seeds = torch.randint(2**63 - 1, (len(items),), generator=generator)[part].tolist()
-        state = torch.get_rng_state()
+        state, crop = torch.get_rng_state(), _random_crop(self.size)
         try:
-            views = []
+            draws = []
             for picture, seed in zip(pictures, seeds, strict=True):
                 torch.default_generator.manual_seed(seed)
-                views.append(self._random_view(picture))
+                draws.append((crop.make_params([picture]), bool(torch.rand(1) < 0.5)))
         finally:
             torch.set_rng_state(state)
-        return _normalised(views)
+        drawn = list(zip(pictures, draws, strict=True))
+        return torch.stack(each(lambda one: _random_view(one[0], *one[1], self.size), drawn))
+
+    def finish(self, pixels: Tensor) -> Tensor:
+        """Normalised images (b, 3, size, size) float32, where the pixels are."""
+        from torchvision.transforms.v2 import functional
+
+        scaled = functional.to_dtype(pixels, torch.float32, scale=True)
+        return functional.normalize(scaled, list(MEAN), list(STD), inplace=True)
 
     def picture(self, item: int) -> Image | Tensor:
         """Image `item` as it is in its file, in RGB; or uint8 (3, H, W)."""
@@ -97,7 +128,8 @@ def _decoded(path: Path) -> Image | str:
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # whatever a decoder raises on bytes that are not what it takes them for
         told = error.strerror if isinstance(error, OSError) else None
         return " ".join((told or str(error) or type(error).__name__).split())
@@ -142,20 +174,35 @@ def _readable(images: ImageFiles) -> ImageFiles:
     return images.keep([item for item in range(len(images)) if item not in broken]) if broken else images
 
 
-def _views(size: int, side: int) -> tuple[Any, Any]:
-    """What makes an image, or uint8 (3, H, W), a random and the deterministic view of it: uint8 (3, size, size)."""
+# torchvision's transforms spend as long on finding out what they are given as on a crop: their functions are called
+# straight, with what the transforms would draw, in the same order.
+
+
+def _random_crop(size: int) -> Any:
     from torchvision.transforms import v2
 
-    random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ToImage()])
-    return random, v2.Compose([v2.Resize(side), v2.CenterCrop(size), v2.ToImage()])
+    return v2.RandomResizedCrop(size)
 
 
-def _normalised(views: list[Tensor]) -> Tensor:
-    """Views as one batch: for each image by itself this would take several times as long."""
+def _random_view(image: Image | Tensor, box: dict[str, int], flip: bool, size: int) -> Tensor:
+    """RandomResizedCrop to a box drawn and a flip, of an image or of uint8 (3, H, W): uint8."""
     from torchvision.transforms.v2 import functional
 
-    batch = functional.to_dtype(torch.stack(views), torch.float32, scale=True)
-    return functional.normalize(batch, list(MEAN), list(STD), inplace=True)
+    view = functional.resized_crop(image, **box, size=[size, size])
+    return _pixels(functional.horizontal_flip(view) if flip else view)
+
+
+def _fixed_view(image: Image | Tensor, side: int, size: int) -> Tensor:
+    """Resize of the shorter side and CenterCrop, of the same kinds."""
+    from torchvision.transforms.v2 import functional
+
+    return _pixels(functional.center_crop(functional.resize(image, [side]), [size, size]))
+
+
+def _pixels(image: Image | Tensor) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    return image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
 
 
 def broken_images(images: ImageFiles, advance: Callable[[], object] = lambda: None) -> list[tuple[int, str]]:

@@ -174,7 +174,7 @@ def _write_codes(
         file.truncate(start + done * row)
         file.seek(start + done * row)
         advance(done)
-        for items, views in batches(images, range(done, count), batch_size, workers=workers):
+        for items, views in batches(images, range(done, count), batch_size, workers=workers, device=device):
             file.write(encoder.model.encode(views.to(device)).cpu().numpy().data)
             file.flush()
             os.fsync(file.fileno())

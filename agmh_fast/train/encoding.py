@@ -25,8 +25,9 @@ def encode_set(
     """
     require(len(images) > 0, "images must hold at least one image to encode")
     model, device = model.for_encoding(), model.hash_weight.device
-    loaded = batches(images, torch.arange(len(images)) if items is None else items, batch_size, workers=workers)
-    return torch.cat([model.encode(x.to(device, non_blocking=True)) for _, x in loaded])
+    order = torch.arange(len(images)) if items is None else items
+    loaded = batches(images, order, batch_size, workers=workers, device=device)
+    return torch.cat([model.encode(x.to(device)) for _, x in loaded])
 
 
 def encode_shared(model: AGMH, images: ImageSet, items: Tensor, batch_size: int, workers: int, ranks: Ranks) -> Tensor:

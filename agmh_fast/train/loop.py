@@ -224,7 +224,7 @@ class _Run:
         number = self.iteration * config.max_epoch + self.epoch
         loaded = batches(
             self.data.database, sampled.cpu()[order], config.batch_size, config.seed, number, config.workers,
-            part=(self.ranks.rank, self.ranks.size),
+            part=(self.ranks.rank, self.ranks.size), device=self.device,
         )  # fmt: skip
         embeddings = torch.zeros(len(sampled), config.bits, device=self.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)

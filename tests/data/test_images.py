@@ -41,9 +41,50 @@ def test_the_deterministic_view_is_the_published_one(images: ImageFiles) -> None
 
 
 def test_resize_is_256_and_crop_224_by_default(images: ImageFiles) -> None:
-    view = ImageFiles(images.folder, images.paths, images.labels)._fixed_view
-    assert [type(step).__name__ for step in view.transforms[:2]] == ["Resize", "CenterCrop"]
-    assert (view.transforms[0].size, tuple(view.transforms[1].size)) == ([256], (224, 224))
+    plain = ImageFiles(images.folder, images.paths, images.labels)
+    published = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage()])
+    for item, path in enumerate(images.paths):
+        expected = published(Image.open(images.folder / path).convert("RGB"))
+        assert torch.equal(plain.pixels(torch.tensor([item]), slice(None), None)[0], expected)
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_random_views_are_those_of_the_transforms(images: ImageFiles, decoded: bool, monkeypatch) -> None:
+    """What RandomResizedCrop and RandomHorizontalFlip give after the same seed, of files and of decoded images."""
+    view = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), v2.ToImage()])
+    pictures = [images.picture(item) for item in range(6)]
+    if decoded:
+        pictures = [v2.functional.pil_to_tensor(picture) for picture in pictures]
+        monkeypatch.setattr(images, "picture", pictures.__getitem__)
+    items = torch.arange(6).repeat(5)
+    seeds = torch.randint(2**63 - 1, (30,), generator=torch.Generator().manual_seed(4)).tolist()
+    found = images.pixels(items, slice(None), torch.Generator().manual_seed(4))
+    for item, seed, actual in zip(items.tolist(), seeds, found, strict=True):
+        torch.manual_seed(seed)
+        assert torch.equal(actual, view(pictures[item]))
+
+
+def test_a_part_of_a_batch_is_that_of_the_whole(images: ImageFiles) -> None:
+    order = [3, 1, 1, 0, 5]
+    whole = list(batches(images, order, 3, seed=3, epoch=1))
+    for workers in (0, 1):
+        parts = [list(batches(images, order, 3, seed=3, epoch=1, workers=workers, part=(i, 2))) for i in range(2)]
+        for (items, views), *both in zip(whole, *parts, strict=True):
+            assert torch.equal(torch.cat([part[0] for part in both]), items)
+            assert torch.equal(torch.cat([part[1] for part in both]), views)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_on_a_gpu_are_those_of_the_cpu(images: ImageFiles, workers: int) -> None:
+    options = {"seed": 3, "workers": workers}
+    there = batches(images, range(6), 2, device=torch.device("cuda"), **options)
+    for (items, views), (own_items, own) in zip(there, batches(images, range(6), 2, **options), strict=True):
+        assert views.is_cuda
+        torch.cuda._sleep(10_000_000)  # the next batch is there long before this one is looked at
+        assert torch.equal(items, own_items)
+        # A division by 255 and one by the deviation, which a GPU may round otherwise.
+        assert torch.allclose(views.cpu(), own, rtol=0, atol=1e-6)
 
 
 def test_random_views_are_published_crops_and_flips_of_the_generator_alone(images: ImageFiles) -> None:
