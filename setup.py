@@ -158,11 +158,14 @@ def extensions() -> list[Extension]:
     cxx = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", *WARNINGS]
     if TOOLKIT is not None:
         cxx.append("-DAGMH_FAST_CUDA")
+    # For `agmh-fast info`.
+    built_for = f'"{os.environ["TORCH_CUDA_ARCH_LIST"]}"' if TOOLKIT is not None else '""'
     bindings = Extension(
         "agmh_fast._engine",
         ["csrc/bindings.cpp", *engine],
         include_dirs=[pybind11.get_include(), str(ROOT / "csrc")],
         extra_compile_args=cxx,
+        define_macros=[("AGMH_FAST_CUDA_ARCHITECTURES", built_for)],
         depends=headers,
         language="c++",
     )
@@ -233,11 +236,12 @@ def kernel_packages() -> dict[str, str]:
     return {f"agmh_fast.kernels.{folder.name}": f"kernels/{folder.name}" for folder in folders}
 
 
-KERNELS = kernel_packages()
+# Folders outside of agmh_fast/ that are installed inside it: kernels, and the recorded results for `agmh-fast bench`.
+OUTSIDE = kernel_packages() | {"agmh_fast.results": "bench/results"}
 setup(
-    packages=[*find_packages(include=["agmh_fast", "agmh_fast.*"]), *KERNELS],
-    package_dir=KERNELS,
-    package_data={"agmh_fast": ["py.typed"]},
+    packages=[*find_packages(include=["agmh_fast", "agmh_fast.*"]), *OUTSIDE],
+    package_dir=OUTSIDE,
+    package_data={"agmh_fast": ["py.typed"], "agmh_fast.results": ["*.json"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": Build},
     zip_safe=False,

@@ -6,7 +6,6 @@ on one machine the same seed gives the same codes, however long it takes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from agmh_fast import metrics, train, viz
 from agmh_fast._version import __version__
 from agmh_fast.data import RetrievalData, fonts
 from agmh_fast.files import atomic_write, output_folder
+from agmh_fast.machine import device_name
 from agmh_fast.metrics.result import TIE_RULES
 from agmh_fast.ops.codes import pack_codes
 from agmh_fast.search import HammingIndex, SearchResult
@@ -95,7 +95,7 @@ def run(
         "quick": quick,
         "num_classes": data.num_classes,
         "steps": result.history[-1]["step"],
-        "device": _device_name(config.torch_device),
+        "device": device_name(config.torch_device),
         "threads": torch.get_num_threads(),
         "versions": {
             "agmh_fast": __version__,
@@ -167,18 +167,6 @@ def _timed_search(index: HammingIndex, queries: Tensor) -> tuple[SearchResult, f
         found = index.search(queries, NEIGHBOURS)
         times.append(time.perf_counter() - begun)
     return found, statistics.median(times) / len(queries) * 1000
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        # Where Python knows only the architecture, Linux knows the model.
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-    return f"CPU, {name}"
 
 
 def _write_report(folder: Path, finding: Finding) -> dict[str, str]:

@@ -193,12 +193,8 @@ py::dict build_info() {
 #else
   const std::string compiler = "unknown";
 #endif
-#ifdef AGMH_FAST_CUDA
-  const bool cuda = true;
-#else
-  const bool cuda = false;
-#endif
-  return py::dict("compiler"_a = compiler, "cplusplus"_a = static_cast<int64_t>(__cplusplus), "cuda"_a = cuda);
+  return py::dict("compiler"_a = compiler, "cplusplus"_a = static_cast<int64_t>(__cplusplus),
+                  "cuda_architectures"_a = AGMH_FAST_CUDA_ARCHITECTURES);
 }
 
 void translate(std::exception_ptr thrown) {
@@ -215,7 +211,8 @@ PYBIND11_MODULE(_engine, module) {
   module.doc() = "Exact Hamming search on CPUs; use agmh_fast.HammingIndex.";
   py::register_local_exception_translator(translate);
   module.def("cpu_info", &cpu_info, "Instruction set in use, those available, hardware threads.");
-  module.def("build_info", &build_info, "Compiler, C++ standard, and whether the CUDA part was built.");
+  module.def("build_info", &build_info,
+             "Compiler, C++ standard, and what the CUDA part was built for (empty: it was not built).");
   module.def("use_isa", &agmh::use_isa, "name"_a, "Use one of the available instruction sets from now on.");
   module.def("distance_loop", &distance_loop, "bits"_a, "queries"_a.noconvert(), "items"_a.noconvert(), "threads"_a,
              "Compute every distance and keep none: what searches are measured against.");

@@ -163,9 +163,23 @@ def test_info(capsys):
     facts = json.loads(out)
     assert facts["versions"]["agmh-fast"] == af.__version__
     assert set(facts["auto picks on cpu"]) == set(facts["implementations, fastest first"]) == set(af.functional.OPS)
+    assert {"isa", "available", "cuda_architectures"} <= set(facts["search engine (agmh_fast._engine)"])
+    assert facts["devices"]["threads"].endswith(f"compiled engine {af.get_num_threads()}")
     code, out, _ = run(capsys, "info")
     assert code == 0
-    assert "hamming_topk" in out
+    assert re.search(r"^  hamming_topk +cpu; not cuda: the codes are on cpu$", out, re.MULTILINE)
+
+
+def test_info_shows_what_the_environment_forces(capsys, monkeypatch):
+    monkeypatch.setattr("agmh_fast.ops.registry.FORCED", "cpu")
+    monkeypatch.setenv("AGMH_FAST_IMPL", "cpu")
+    code, out, _ = run(capsys, "info --json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["environment"]["AGMH_FAST_IMPL"] == "cpu"
+    assert facts["auto picks on cpu"]["hamming_topk"] == "cpu"
+    # An op that has no such implementation raises where it is called, and here it says so.
+    assert facts["auto picks on cpu"]["encode_descriptors"].startswith("an error: impl='cpu' is not known")
 
 
 def test_train_and_resume(tmp_path, monkeypatch, capsys, small_fonts):

@@ -15,12 +15,12 @@ PACKAGE = Path(agmh_fast.__file__).parent
 # Low to high: a module imports from its own folder, or from a lower layer.
 LAYERS = (
     {"_version", "errors", "kernels", "reference"},
-    {"files"},
+    {"files", "machine", "recorded"},
     {"ops"},
     {"functional"},
     {"modules", "search", "metrics", "data", "viz"},
     {"official", "train"},
-    {"demo"},
+    {"demo", "selfbench"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from agmh_fast._version import __version__
-from agmh_fast.cli import codes, datasets, evaluation, images, info, training
+from agmh_fast.cli import bench, codes, datasets, evaluation, images, info, training
 from agmh_fast.cli.command import PROGRAM, Command
 from agmh_fast.errors import InputError
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "search": codes.SEARCH,
     "evaluate": evaluation.EVALUATE,
     "visualize": images.VISUALIZE,
+    "bench": bench.BENCH,
     "info": info.INFO,
 }
 

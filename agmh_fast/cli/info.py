@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.metadata
+import importlib
 import os
 import platform
 from typing import Any
 
-from agmh_fast._version import __version__
 from agmh_fast.cli.command import Command, add_json, print_json
+from agmh_fast.errors import InputError
+from agmh_fast.machine import cpu_name, usable_cores, versions
+
+_PACKAGES = ("torch", "torchvision", "numpy", "triton", "safetensors", "matplotlib", "tensorboard", "faiss-cpu")
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -22,7 +24,7 @@ def _info(args: argparse.Namespace) -> None:
         print(title)
         for name, value in entries.items():
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            print(f"  {name:<30}{shown if shown != '' else 'none'}")
+            print(f"  {name:<30}{shown if shown not in ('', None) else 'none'}")
 
 
 def _facts() -> dict[str, dict[str, Any]]:
@@ -31,33 +33,42 @@ def _facts() -> dict[str, dict[str, Any]]:
 
     from agmh_fast import functional
     from agmh_fast.ops import compiled
+    from agmh_fast.ops.threads import get_num_threads
 
-    versions = {"agmh-fast": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy", "triton", "safetensors", "matplotlib", "tensorboard", "faiss-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     try:
         native = importlib.import_module("agmh_fast._engine")
         engine = {**native.build_info(), **native.cpu_info()}
     except ImportError as error:
         engine = {"missing": str(error)}
-    count = torch.cuda.device_count()
+    on_cuda = [n for n, op in functional.OPS.items() if "cuda" in op.implementations and compiled.has_cuda_kernel(n)]
     return {
-        "versions": versions,
+        "versions": versions(*_PACKAGES) | {"cuda of torch": torch.version.cuda},
         "devices": {
-            "cpu": f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
-            "cuda": [torch.cuda.get_device_name(number) for number in range(count)],
+            "cpu": f"{cpu_name()}, {platform.machine()}, {usable_cores()} cores to use",
+            "threads": f"torch {torch.get_num_threads()}, compiled engine {get_num_threads()}",
+            "cuda": [_gpu(number) for number in range(torch.cuda.device_count())],
         },
         "search engine (agmh_fast._engine)": engine,
-        "torch ops (agmh_fast._C)": {"state": compiled.missing() or "loaded"},
+        "torch ops (agmh_fast._C)": {"state": compiled.missing() or "loaded", "with CUDA kernels": on_cuda},
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("AGMH_FAST_")},
         "implementations, fastest first": {name: list(op.implementations) for name, op in functional.OPS.items()},
         "auto picks on cpu": _picks(torch.device("cpu")),
-        **({"auto picks on cuda": _picks(torch.device("cuda"))} if count else {}),
+        **({"auto picks on cuda": _picks(torch.device("cuda"))} if torch.cuda.is_available() else {}),
     }
 
 
+def _gpu(number: int) -> str:
+    """Name, compute capability and memory."""
+    import torch
+
+    about = torch.cuda.get_device_properties(number)
+    return f"{about.name} (compute capability {about.major}.{about.minor}, {about.total_memory / 2**30:.0f} GiB)"
+
+
 def _picks(device: Any) -> dict[str, str]:
-    """What `impl="auto"` takes for small tensors on the device, and why nothing faster."""
+    """What `impl="auto"` takes for small tensors on the device, and why nothing faster; an error where AGMH_FAST_IMPL
+    names what an op has not.
+    """
     import torch
 
     from agmh_fast import functional
@@ -76,7 +87,10 @@ def _picks(device: Any) -> dict[str, str]:
     picks = {}
     for name in functional.OPS:
         fitting = (codes, codes, 8) if name.startswith("hamming") else arguments.get(name, on_features)
-        picks[name] = str(functional.explain(name, *fitting)).removeprefix(f"{name}: ")
+        try:
+            picks[name] = str(functional.explain(name, *fitting)).removeprefix(f"{name}: ")
+        except InputError as error:
+            picks[name] = f"an error: {error}"
     return picks
 
 

@@ -1,0 +1,43 @@
+"""The recorded results of the benches, as the package carries them (in a checkout: `bench/results/`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from agmh_fast.errors import InputError
+
+
+def folder() -> Path:
+    """Where recorded results lie; InputError if this installation has none."""
+    package = Path(__file__).resolve().parent
+    places = (package / "results", package.parent / "bench" / "results")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise InputError(f"recorded results are missing: they lie in neither {places[0]} nor {places[1]}")
+
+
+def load(name: str) -> dict[str, Any]:
+    """A recorded run, e.g. "cpu-training": machine, versions, commit and its rows under "benchmarks"."""
+    path = folder() / f"{name}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the recorded results {path}: {error}") from error
+
+
+def rows(*names: str) -> dict[str, dict[str, Any]]:
+    """The rows of recorded runs by name, each with the run's machine under "run"."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in map(load, names):
+        about = {key: value for key, value in run.items() if key != "benchmarks"}
+        found |= {row["name"]: row | {"run": about} for row in run["benchmarks"]}
+    return found
+
+
+def seconds(row: dict[str, Any]) -> float:
+    """Our median for one unit of work (a query in searches, else a call)."""
+    ours = row.get("contestants", {}).get("agmh_fast", {})
+    return float(ours.get("p50_s", row["median_s"]))
