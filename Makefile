@@ -21,7 +21,7 @@ SOURCES := $(shell find csrc tests/cuda_on_cpu -type f -name '*.cpp' -o -name '*
 FUZZ_SECONDS ?= 60
 FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
 
-.PHONY: demo test lint format bench gpu sanitize fuzz clean
+.PHONY: demo test lint format bench readme gpu sanitize fuzz clean
 
 demo: $(VENV)/.built
 	$(VENV)/bin/agmh-fast demo
@@ -51,6 +51,10 @@ fuzz: $(VENV)/.built
 
 bench: $(VENV)/.bench
 	$(PY) -m pytest bench/ --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+# README's tables from bench/results.
+readme: $(VENV)/.built
+	$(PY) bench/readme.py
 
 gpu: $(VENV)/.bench
 	$(PY) bench/gpu.py

@@ -14,10 +14,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agmh_fast.errors import InputError
 from agmh_fast.viz.figure import INK, MUTED, dress, new_figure, save_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 K = 100
 Lines = dict[int, list[tuple[int, float]]]
@@ -31,15 +34,15 @@ def shares(run: Mapping[str, Any]) -> Lines:
     lines: dict[int, dict[int, float]] = defaultdict(dict)
     for bench in run["benchmarks"]:
         row = bench.get("extra_info", bench)
-        if "of_limit" in row and row["k"] == K and row["scale"] == 1:
+        if "of_limit" in row and row.get("k") == K and row.get("scale") == 1:
             lines[row["bits"]][row["queries"]] = row["of_limit"]
     if not lines:
         raise ValueError("it has no searches of a full-sized database beside the loop of distances")
     return {bits: sorted(points.items()) for bits, points in sorted(lines.items())}
 
 
-def draw(lines: Lines, path: Path) -> None:
-    """Write the picture; widths run from light to dark, named at the end of their lines."""
+def draw(lines: Lines) -> Figure:
+    """The picture; widths run from light to dark, named at the end of their lines."""
     import matplotlib
 
     figure = new_figure(7.2, 4.4)
@@ -62,7 +65,7 @@ def draw(lines: Lines, path: Path) -> None:
     axes.legend(
         title="bits", title_fontsize=8.5, fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
     )
-    save_png(figure, path)
+    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("picture", type=Path, help="the PNG file to write")
     options = parser.parse_args(arguments)
     try:
-        draw(shares(json.loads(options.run.read_text())), options.picture)
+        save_png(draw(shares(json.loads(options.run.read_text()))), options.picture)
     except (OSError, ValueError, InputError) as error:
         print(f"agmh-fast: {options.run}: {error}", file=sys.stderr)
         return 2

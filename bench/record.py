@@ -19,7 +19,7 @@ from typing import Any
 
 def recorded(run: dict[str, Any], commit: str | None = None) -> dict[str, Any]:
     """What is kept of pytest-benchmark's JSON; ValueError says why nothing is."""
-    machine, made = run["machine_info"], run["commit_info"]
+    made = run["commit_info"]
     if made.get("dirty"):
         raise ValueError("the run was made of uncommitted changes: commit them and run the bench again")
     commit = commit or made["id"]
@@ -27,9 +27,15 @@ def recorded(run: dict[str, Any], commit: str | None = None) -> dict[str, Any]:
         raise ValueError("the run does not say of which commit it is: give it with --commit")
     if not run["benchmarks"]:
         raise ValueError("the run has no benchmarks")
+    return described(run) | {"commit": commit}
+
+
+def described(run: dict[str, Any]) -> dict[str, Any]:
+    """pytest-benchmark's JSON in the form of a recorded run, whatever it was made of."""
+    machine = run["machine_info"]
     return {
         "datetime": run["datetime"],
-        "commit": commit,
+        "commit": run["commit_info"]["id"],
         "cpu": machine["cpu"].get("brand_raw"),
         "python": machine["python_version"],
         **machine["agmh_fast"],

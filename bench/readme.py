@@ -1,0 +1,151 @@
+"""README's tables of what was measured, made of the recorded runs between its two marks.
+
+python bench/readme.py            # make readme: write them
+python bench/readme.py --check    # exit status 1: they are not those of the recorded runs
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from report import duration, machine, number
+
+from agmh_fast import recorded
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- measured: written by `make readme` -->\n", "<!-- /measured -->\n"
+
+TRAINING = {
+    "SIEA + ADL, forward and backward, B=32, D=6, C=512, 14×14": "test_attention_dispersion[functional]",
+    "the same through `agmh_fast.official`": "test_attention_dispersion[official]",
+    "discrete step, N=75 750, m=2000, 48 bits": "test_discrete_step",
+    "hashing loss and backward, batch 32, 48 bits, N=75 750": "test_hashing_loss",
+}
+AGAINST = {"test_discrete_step": "the published form, S given", "test_hashing_loss": "dense S and F Bᵀ"}
+SIZES = (5_994, 75_750, 1_000_000)
+SEARCHES = [(64, 16, 100), (64, 256, 100), (64, 1000, 100), (64, 1000, 1000), (24, 1000, 100), (32, 1000, 100)]
+SEARCHES += [(48, 1000, 100), (128, 256, 100), (256, 256, 100), (512, 256, 100), (1024, 256, 100)]
+METRICS = {
+    "mAP, 5 794 × 5 994, 48 bits": "test_mean_average_precision[cub-stable]",
+    "mAP, 116 931 × 29 200, 48 bits": "test_mean_average_precision[vegfru-stable]",
+}
+
+
+def measured() -> str:
+    """Everything between the marks. Raises KeyError naming a row that no recorded run has."""
+    training, hamming = recorded.load("cpu-training"), recorded.load("cpu-hamming")
+    demo = json.loads((recorded.folder() / "cpu-demo.json").read_text())
+    paragraphs = {
+        "training": f"**Training**, float32. {machine(training)}",
+        "search": f"{_SEARCH.format(threads=_threads(hamming))} {machine(hamming)}",
+        "missed": f"{_missed(hamming)} [Picture](bench/results/cpu-hamming.png) by queries at once.",
+    }
+    filled = {name: _filled(text) for name, text in paragraphs.items()}
+    tables = _training(_by_name(training), demo), _searches(_by_name(hamming))
+    parts = [_filled(_HOW), filled["training"], tables[0], filled["search"], tables[1], filled["missed"]]
+    return "\n\n".join(parts) + "\n"
+
+
+_HOW = """
+Medians; both sides in one run, after a check that they compute the same. The machine was not free of other work: ratios
+vary by some tens of per cent from run to run, and the hashing loss, a fraction of a millisecond in all, by more.
+"""
+_SEARCH = """
+**Exact search** of a million random codes by `HammingIndex`, {threads} threads, against the better of faiss-cpu's two
+ways (`IndexBinaryFlat`, heap or counting, the better batch size). Of the loop: beside a loop that computes every
+distance and keeps none.
+"""
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 130, break_long_words=False, break_on_hyphens=False)
+
+
+def _by_name(run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {bench["name"]: bench for bench in run["benchmarks"]}
+
+
+def _threads(run: Mapping[str, Any]) -> int:
+    return max(bench.get("threads", 1) for bench in run["benchmarks"])
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(header)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+
+
+def _training(rows: Mapping[str, Any], demo: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for what, name in TRAINING.items():
+        row = rows[name]
+        against = AGAINST.get(name, "the published modules")
+        lines.append((what, duration(row["median_s"]), f"{number(row['speedup'])}×", against))
+    alone = [duration(rows[f"test_hashing_loss_does_not_grow[{count}]"]["median_s"]) for count in SIZES]
+    lines.append(("the same alone, N=5 994, 75 750, 1 000 000", ", ".join(alone), "", "independent of N"))
+    runs = sorted(demo, key=lambda run: run["seed"])
+    scores = ", ".join(f"{run['map']:.3f}" for run in runs)
+    before = [run["map_untrained"] for run in runs]
+    took = ", ".join(f"{run['seconds_train']:.0f}" for run in runs)
+    what = (
+        f"demo: {runs[0]['bits']} bits, {runs[0]['steps']} steps, seeds {', '.join(str(run['seed']) for run in runs)}"
+    )
+    lines.append((what, f"{took} s", f"mAP {scores}", f"untrained {min(before):.2f} to {max(before):.2f}"))
+    return _table(("what", "measured", "", "against"), lines)
+
+
+def _searches(rows: Mapping[str, Any]) -> str:
+    lines = [
+        (f"{queries} queries, {bits} bits, k = {k}", *_search(rows[f"test_topk[{bits}-{queries}-{k}]"]))
+        for bits, queries, k in SEARCHES
+    ]
+    lines.append(("one query, 10 000 items, 64 bits, k = 10, from Python", *_search(rows["test_latency[numpy-8.0]"])))
+    lines.append(
+        ("1000 queries, 10 million items, 16 bits, k = 10", *_search(rows["test_short_codes[10000000-1.0]"])[:2], "")
+    )
+    for what, name in METRICS.items():
+        row = rows[name]
+        lines.append((what, f"{duration(row['seconds'])} in all", f"{number(row['speedup'])}× a loop of argsorts", ""))
+    return _table(("search", "a query", "faster than faiss", "of the loop"), lines)
+
+
+def _search(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    times = f"{number(row['speedup'])}×" if "speedup" in row else ""
+    return duration(recorded.seconds(dict(row))), times, f"{row['of_limit']:.0%}" if "of_limit" in row else ""
+
+
+def _missed(run: Mapping[str, Any]) -> str:
+    judged = [bench for bench in run["benchmarks"] if "targets_met" in bench]
+    met = sum(bench["targets_met"] for bench in judged)
+    return (
+        f"Of the {len(judged)} recorded searches with a target, {met} meet it; the others are in the file beside them."
+    )
+
+
+def written(text: str) -> str:
+    """README with the tables of the recorded runs; ValueError if it has not both marks."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"README.md must have the lines {BEGIN.strip()} and {END.strip()} once each")
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + measured() + END + rest.split(END)[1]
+
+
+def main(arguments: Sequence[str]) -> int:
+    now = README.read_text()
+    made = written(now)
+    if "--check" in arguments:
+        if made != now:
+            print("agmh-fast: README.md is not in step with bench/results: make readme", file=sys.stderr)
+        return int(made != now)
+    README.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

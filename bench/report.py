@@ -1,0 +1,203 @@
+"""Tables and pictures of recorded runs, and what changed from one to another.
+
+    python bench/report.py bench/results/cpu-hamming.json --output bench/out
+    python bench/report.py NEW.json --against OLD.json
+
+Writes report.md, and as PNG and SVG the speed-ups, the shares of what is possible, peak memory where it was measured,
+and the share by queries at once. --against compares speed-ups where both runs have them, as those do not depend on how
+fast the machine is, and times elsewhere; a row is worse where it lost more than both runs' spread and a tenth. Exit
+status 1: some are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import plot_hamming
+import rows as reading
+from rows import Row
+
+from agmh_fast.errors import InputError
+from agmh_fast.files import output_folder
+from agmh_fast.viz.figure import BLUE, INK, MUTED, ORANGE, dress, new_figure, png_bytes, svg_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Below this a loss is taken for noise whatever the runs' own spread says: it is that of one run, not of two.
+NOISE = 0.1
+
+
+def duration(seconds: float) -> str:
+    """Three digits in the unit that suits."""
+    unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if seconds * s >= 1), ("µs", 1e6))
+    return f"{seconds * scale:.3g} {unit}"
+
+
+def number(value: float) -> str:
+    """Three digits, or all of a large one."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def machine(run: Mapping[str, Any]) -> str:
+    """Where and of what a run was made, in a sentence; one without a GPU says so."""
+    where = f"{run['gpu']}, " if run.get("gpu") else ""
+    only = "" if run.get("gpu") else " No GPU: nothing here was measured on one."
+    return (
+        f"{where}{run['cpu']}, {run['cores']} cores, torch {run['torch']}, Python {run['python']}, "
+        f"{run['datetime'][:10]}, commit {run['commit'][:10]}.{only}"
+    )
+
+
+def table(found: Sequence[Row]) -> str:
+    """Markdown, a part for each group: time, speed-up, share of the limit, rate, memory, and the targets missed."""
+    parts = []
+    for group, members in groupby(found, key=lambda row: row.group):
+        lines = [f"### {group}", "", "| row | time | faster than | of the limit | rate | memory | misses |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for row in members:
+            speedup = f"{number(row.speedup)}× {row.against}" if row.speedup is not None else ""
+            share = f"{row.share:.0%} of {row.limit}" if row.share is not None else ""
+            memory = ", ".join(f"{name} {peak / 1e6:.4g} MB" for name, peak in row.peaks.items())
+            cells = row.name, duration(row.seconds), speedup, share, row.rate or "", memory, ", ".join(row.missed)
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def speedups(found: Sequence[Row]) -> Figure | None:
+    """A bar for each speed-up, on a logarithmic scale from 1, which is as fast as the other."""
+    bars = [(f"{_short(row)}, against {row.against}", row.speedup) for row in found if row.speedup is not None]
+    return _bars(bars, "times faster", lambda value: f"{number(value)}×", log=True)
+
+
+def shares(found: Sequence[Row]) -> Figure | None:
+    """A bar for each share of what is possible; a search may beat the loop that computes every distance."""
+    bars = [(f"{_short(row)}, {row.limit}", row.share) for row in found if row.share is not None]
+    return _bars(bars, "beside the limit", lambda value: f"{value:.0%}", log=True)
+
+
+def memory(found: Sequence[Row]) -> Figure | None:
+    """A bar for each contestant's peak beyond what was held before."""
+    bars = [(f"{_short(row)}: {name}", peak / 1e6) for row in found for name, peak in row.peaks.items()]
+    return _bars(bars, "peak memory, MB", number, log=False)
+
+
+def _pictures(run: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
+    """Those that the run has something to show in, by name."""
+    found = reading.rows(run)
+    for name, draw in {"speedups": speedups, "shares": shares, "memory": memory}.items():
+        figure = draw(found)
+        if figure is not None:
+            yield name, figure
+    # Share of the limit by queries at once.
+    with contextlib.suppress(ValueError):
+        yield "scaling", plot_hamming.draw(plot_hamming.shares(run))
+
+
+def _short(row: Row) -> str:
+    return row.name.removeprefix("test_").replace("_", " ").replace("[", " [")
+
+
+def _bars(bars: Sequence[tuple[str, float]], label: str, say: Callable[[float], str], log: bool) -> Figure | None:
+    """Horizontal bars with their values; None where there is nothing to draw."""
+    if not bars:
+        return None
+    figure = new_figure(8, 1 + 0.22 * len(bars))
+    axes = figure.subplots()
+    names, values = zip(*bars, strict=True)
+    places = range(len(bars))
+    start = 1 if log else 0
+    colors = [BLUE if value >= start else ORANGE for value in values]
+    axes.barh(places, [value - start for value in values], left=start, color=colors, height=0.7)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    for place, value in zip(places, values, strict=True):
+        beside = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": INK}
+        axes.annotate(say(value), (max(value, start), place), (4, 0), **beside)
+    dress(axes, label)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", labelsize=7.5, labelcolor=INK)
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: say(value))
+        axes.minorticks_off()
+        axes.axvline(1, color=MUTED, linewidth=0.9)
+    axes.margins(x=0.12, y=0.5 / len(bars))
+    return figure
+
+
+def compared(new: Sequence[Row], old: Sequence[Row]) -> tuple[str, list[str]]:
+    """Markdown of rows in both runs, and the names of those that became worse."""
+    before = {row.name: row for row in old}
+    lines, worse = ["| row | before | now | change | |", "|---|---|---|---|---|"], []
+    for row in new:
+        if row.name not in before:
+            lines.append(f"| {row.name} | | {duration(row.seconds)} | | new |")
+            continue
+        past = before.pop(row.name)
+        ratios = row.speedup is not None and past.speedup is not None
+        # Above 1: better than before.
+        change = row.speedup / past.speedup if ratios else past.seconds / row.seconds
+        noise = max(NOISE, row.spread + past.spread)
+        verdict = "WORSE" if change < 1 - noise else "better" if change > 1 + noise else "within noise"
+        worse += [row.name] if verdict == "WORSE" else []
+        shown = [f"{each.speedup:.3g}×" if ratios else duration(each.seconds) for each in (past, row)]
+        lines.append(f"| {row.name} | {shown[0]} | {shown[1]} | {change - 1:+.0%} (noise {noise:.0%}) | {verdict} |")
+    lines += [f"| {name} | {duration(past.seconds)} | | | gone |" for name, past in before.items()]
+    return "\n".join(lines), worse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="what --benchmark-json or bench/record.py wrote")
+    parser.add_argument("--output", type=Path, help="folder for report.md and the pictures")
+    parser.add_argument("--against", type=Path, help="an earlier run to compare a single one with")
+    options = parser.parse_args(arguments)
+    try:
+        if options.against is not None and len(options.runs) != 1:
+            raise ValueError("--against compares one run with one")
+        runs = {path.stem: reading.read(path) for path in options.runs}
+        worse = _report(runs, options.output, options.against)
+    except (OSError, ValueError, InputError) as error:
+        print(f"agmh-fast: {error}", file=sys.stderr)
+        return 2
+    if worse:
+        print(f"agmh-fast: worse than before: {', '.join(worse)}", file=sys.stderr)
+    return 1 if worse else 0
+
+
+def _report(runs: Mapping[str, Any], output: Path | None, against: Path | None) -> list[str]:
+    """Print the report, or write it with its pictures; the names of rows that became worse."""
+    parts, worse = [], []
+    folder = output_folder(output) if output is not None else None
+    for name, run in runs.items():
+        found = reading.rows(run)
+        parts.append(f"## {name}\n\n{machine(run)}")
+        if against is not None:
+            text, worse = compared(found, reading.rows(reading.read(against)))
+            parts += [f"Against {against.name}:", text]
+        parts.append(table(found))
+        for picture, figure in _pictures(run) if folder is not None else ():
+            for kind, data in {"png": png_bytes(figure), "svg": svg_bytes(figure)}.items():
+                (Path(folder) / f"{name}-{picture}.{kind}").write_bytes(data)
+            parts.append(f"![{picture} of {name}]({name}-{picture}.svg)")
+    text = "\n\n".join(parts) + "\n"
+    if folder is None:
+        print(text)
+    else:
+        (folder / "report.md").write_text(text)
+        print(f"report: {folder / 'report.md'}")
+    return worse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""bench/report.py: every kind of row, pictures, and what counts as worse than before."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+MACHINE = {
+    "datetime": "2026-01-02T03:04:05+00:00",
+    "commit": "0123456789abcdef",
+    "cpu": "Some CPU",
+    "python": "3.12.1",
+    "torch": "2.14.1",
+    "cores": 2,
+    "gpu": None,
+}
+# One of each kind: a race of two, a search beside its limit, a kernel beside everyone.
+RACE = {"name": "test_race", "group": "races", "median_s": 0.25, "iqr_s": 0.05, "rounds": 7}
+RACE |= {"baseline_median_s": 1.0, "speedup": 4.0, "target": 5}
+SEARCH = {
+    "name": "test_search[64]",
+    "group": "searches",
+    "median_s": 0.1,
+    "iqr_s": 0.01,
+    "rounds": 5,
+    "speedup": 10.0,
+    "of_limit": 0.5,
+    "gpairs_per_s": 12.0,
+    "targets": [{"figure": "of_limit", "least": 1.0, "measured": 0.5, "met": False}],
+    "contestants": {
+        "agmh_fast": {"p20_s": 0.9e-6, "p50_s": 1e-6, "p80_s": 1.1e-6, "times_ours": 1.0},
+        "limit": {"p20_s": 0.5e-6, "p50_s": 0.5e-6, "p80_s": 0.5e-6, "times_ours": 0.5},
+        "faiss": {"p20_s": 9e-6, "p50_s": 1e-5, "p80_s": 1.3e-5, "times_ours": 10.0},
+    },
+}
+KERNEL = {
+    "name": "test_kernel[forward]",
+    "group": "kernels",
+    "median_s": 0.002,
+    "iqr_s": 0.0001,
+    "rounds": 5,
+    "baseline": "published",
+    "contestants": {
+        "cpu": {"p20_s": 0.002, "p50_s": 0.002, "p80_s": 0.002, "speedup": 3.0, "of_floor": 0.25, "peak_bytes": 10**6},
+        "published": {"p20_s": 0.006, "p50_s": 0.006, "p80_s": 0.006, "speedup": 1.0, "peak_bytes": 10**7},
+    },
+}
+CPU = KERNEL["contestants"]["cpu"]
+RUN = MACHINE | {"benchmarks": [RACE, SEARCH, KERNEL]}
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+@pytest.fixture
+def report():
+    import report
+
+    return report
+
+
+def changed(name, **values):
+    """RUN with some values of a row replaced."""
+    run = copy.deepcopy(RUN)
+    next(bench for bench in run["benchmarks"] if bench["name"] == name).update(values)
+    return run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """files(run) -> path of its JSON."""
+    count = iter(range(10))
+
+    def write(run):
+        path = tmp_path / f"run{next(count)}.json"
+        path.write_text(json.dumps(run))
+        return path
+
+    return write
+
+
+def test_every_kind_of_row_is_read():
+    import rows
+
+    race, search, kernel = rows.rows(RUN)
+    assert (race.seconds, race.speedup, race.against, race.missed) == (0.25, 4.0, "published form", ("speedup >= 5",))
+    assert race.spread == pytest.approx(0.1)
+    assert (search.seconds, search.speedup, search.against) == (1e-6, 10.0, "faiss")
+    assert (search.share, search.limit, search.rate) == (0.5, "distance loop", "12 Gpairs/s")
+    assert search.missed == ("of_limit >= 1",)
+    assert search.spread == pytest.approx(0.1 + 0.2)
+    assert (kernel.seconds, kernel.speedup, kernel.against, kernel.share) == (0.002, 3.0, "published", 0.25)
+    assert kernel.peaks == {"cpu": 10**6, "published": 10**7}
+
+
+def test_the_report_has_a_table_and_pictures(report, files, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    source = files(RUN)
+    assert report.main([str(source), "--output", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "No GPU: nothing here was measured on one." in text
+    assert "| test_search[64] | 1 µs | 10× faiss | 50% of distance loop | 12 Gpairs/s |  | of_limit >= 1 |" in text
+    assert "cpu 1 MB, published 10 MB" in text
+    for picture in ("speedups", "shares", "memory"):
+        assert f"![{picture} of run0](run0-{picture}.svg)" in text
+        assert (tmp_path / "out" / f"run0-{picture}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / "out" / f"run0-{picture}.svg").read_text()
+    assert not (tmp_path / "out" / "run0-scaling.png").exists()
+
+
+def test_a_run_on_a_gpu_names_it(report):
+    text = report.machine(MACHINE | {"gpu": "NVIDIA H100"})
+    assert text.startswith("NVIDIA H100, ")
+    assert "No GPU" not in text
+
+
+@pytest.mark.parametrize(
+    ("row", "values", "verdict", "status"),
+    [
+        # The races' spread is 0.1 each.
+        ("test_race", {"speedup": 3.3}, "within noise", 0),
+        ("test_race", {"speedup": 3.1}, "WORSE", 1),
+        ("test_race", {"speedup": 5.0}, "better", 0),
+        # Slower, but so was the baseline.
+        ("test_race", {"median_s": 0.5, "iqr_s": 0.1, "baseline_median_s": 2.0}, "within noise", 0),
+        # Without a baseline the time decides.
+        ("test_race", {"median_s": 0.4, "speedup": None}, "WORSE", 1),
+        # No spread at all: a tenth is noise.
+        ("test_kernel[forward]", {"contestants": {"cpu": CPU | {"speedup": 2.8}}}, "within", 0),
+        ("test_kernel[forward]", {"contestants": {"cpu": CPU | {"speedup": 2.6}}}, "WORSE", 1),
+    ],
+)
+def test_what_counts_as_worse(report, files, capsys, row, values, verdict, status):
+    new, old = changed(row, **values), copy.deepcopy(RUN)
+    for run in (new, old):
+        for bench in run["benchmarks"]:
+            if values.get("speedup", 1) is None and bench["name"] == row:
+                del bench["speedup"]
+    assert report.main([str(files(new)), "--against", str(files(old))]) == status
+    out, err = capsys.readouterr()
+    (line,) = [line for line in out.splitlines() if line.startswith(f"| {row} |") and ("noise" in line)]
+    assert verdict in line
+    assert (row in err) == bool(status)
+
+
+def test_new_and_gone_rows_are_told_and_are_not_worse(report, files, capsys):
+    new, old = copy.deepcopy(RUN), copy.deepcopy(RUN)
+    new["benchmarks"] = [RACE]
+    old["benchmarks"] = [SEARCH]
+    assert report.main([str(files(new)), "--against", str(files(old))]) == 0
+    out = capsys.readouterr().out
+    assert "| test_race | | 250 ms | | new |" in out
+    assert "| test_search[64] | 1 µs | | | gone |" in out
+
+
+@pytest.mark.parametrize("content", ["not JSON", "[]", '{"benchmarks": []}'])
+def test_what_is_no_run_is_one_line(report, tmp_path, capsys, content):
+    source = tmp_path / "run.json"
+    source.write_text(content)
+    assert report.main([str(source)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
