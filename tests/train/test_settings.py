@@ -52,6 +52,22 @@ def test_a_file_of_each_kind(tmp_path, suffix, monkeypatch):
     assert read_settings(file) == {"lr": 1e-3, "bits": 12}
 
 
+def test_pyyaml_itself(tmp_path):
+    pytest.importorskip("yaml")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "# as written by hand\nbits: [12, 24]\nlr: 1e-3\nchannels-last: true\nweights: null\nselect: last\n"
+    )
+    expected = {"bits": [12, 24], "lr": 1e-3, "channels_last": True, "weights": None, "select": "last"}
+    assert read_settings(file) == expected
+    assert plan({}, file).lengths == (12, 24)
+    for text in ("bits: [12", "a: b: c", "- bits"):
+        file.write_text(text)
+        with pytest.raises(InputError, match="config: ") as error:
+            plan({}, file)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
