@@ -11,6 +11,7 @@ from agmh_fast.data.base import ImageSet, RetrievalData, batches
 from agmh_fast.data.cache import CachedImages, cached
 from agmh_fast.data.custom import folder, listing
 from agmh_fast.data.fonts import fonts
+from agmh_fast.data.gpu import decoded_on_device
 from agmh_fast.data.images import ImageFiles, fingerprint
 from agmh_fast.data.published import aircraft, cub, food101, nabirds, vegfru
 from agmh_fast.data.unlabelled import is_image, unlabelled
@@ -26,6 +27,7 @@ __all__ = [
     "batches",
     "cached",
     "cub",
+    "decoded_on_device",
     "fingerprint",
     "folder",
     "fonts",

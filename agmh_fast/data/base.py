@@ -46,8 +46,8 @@ class PixelSet(ImageSet, Protocol):
         """Views (b, C, H, W) uint8 of items[part], drawn as in the batch of all `items`, of which no other is read."""
         ...
 
-    def finish(self, pixels: Tensor) -> Tensor:
-        """Normalised images float32, on the pixels' device."""
+    def finish(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
+        """Normalised images float32 on `device`, None for where the pixels are."""
         ...
 
 
@@ -128,7 +128,7 @@ def batches(
     finish = images.finish if isinstance(images, PixelSet) else _as_they_are
     if device is not None and device.type == "cuda":
         return _ahead(loaded, finish, device)
-    return ((items, finish(pixels)) for items, pixels in loaded)
+    return ((items, finish(pixels, None)) for items, pixels in loaded)
 
 
 def share(count: int, number: int, parts: int) -> slice:
@@ -147,12 +147,14 @@ def _load_part(images: ImageSet, items: Tensor, part: slice, generator: torch.Ge
     return images.load(items, generator)[part]
 
 
-def _as_they_are(images: Tensor) -> Tensor:
-    return images
+def _as_they_are(images: Tensor, device: torch.device | None) -> Tensor:
+    return images if device is None else images.pin_memory().to(device, non_blocking=True)
 
 
 def _ahead(
-    loaded: Iterator[tuple[Tensor, Tensor]], finish: Callable[[Tensor], Tensor], device: torch.device
+    loaded: Iterator[tuple[Tensor, Tensor]],
+    finish: Callable[[Tensor, torch.device | None], Tensor],
+    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches on a GPU, each copied and finished on a stream of its own while the one before is worked on."""
     side = torch.cuda.Stream(device)
@@ -163,7 +165,7 @@ def _ahead(
             return None
         items, pixels = batch
         with torch.cuda.stream(side):
-            return items, finish(pixels.pin_memory().to(device, non_blocking=True))
+            return items, finish(pixels, device)
 
     following = sent()
     while following is not None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 B = TypeVar("B")
 
+# A box to crop, and whether to flip.
+Draw = tuple[dict[str, int], bool]
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, on the scale where white is 1."""
 
@@ -82,25 +85,18 @@ class ImageFiles:
             return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         each = _one_by_one if self.decoded else in_threads
         pictures = each(self.picture, own)
-        if generator is None:
-            return torch.stack(each(lambda picture: _fixed_view(picture, self.side, self.size), pictures))
-        # The transforms draw from torch's own generator: it gets a seed an image, and its state back.
-        seeds = torch.randint(2**63 - 1, (len(items),), generator=generator)[part].tolist()
-        state, crop = torch.get_rng_state(), _random_crop(self.size)
-        try:
-            draws = []
-            for picture, seed in zip(pictures, seeds, strict=True):
-                torch.default_generator.manual_seed(seed)
-                draws.append((crop.make_params([picture]), bool(torch.rand(1) < 0.5)))
-        finally:
-            torch.set_rng_state(state)
+        draws: Sequence[Draw | None] = [None] * len(own)
+        if generator is not None:
+            draws = random_draws(pictures, self.size, items, part, generator)
         drawn = list(zip(pictures, draws, strict=True))
-        return torch.stack(each(lambda one: _random_view(one[0], *one[1], self.size), drawn))
+        return torch.stack(each(lambda one: view_of(*one, self.side, self.size), drawn))
 
-    def finish(self, pixels: Tensor) -> Tensor:
-        """Normalised images (b, 3, size, size) float32, where the pixels are."""
+    def finish(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
+        """Normalised images (b, 3, size, size) float32 on `device`, None for where the pixels are."""
         from torchvision.transforms.v2 import functional
 
+        if device is not None and device.type == "cuda":
+            pixels = pixels.pin_memory().to(device, non_blocking=True)
         scaled = functional.to_dtype(pixels, torch.float32, scale=True)
         return functional.normalize(scaled, list(MEAN), list(STD), inplace=True)
 
@@ -178,25 +174,34 @@ def _readable(images: ImageFiles) -> ImageFiles:
 # straight, with what the transforms would draw, in the same order.
 
 
-def _random_crop(size: int) -> Any:
+def random_draws(
+    pictures: Sequence[Any], size: int, items: Tensor, part: slice, generator: torch.Generator
+) -> list[Draw]:
+    """What RandomResizedCrop and a flip draw for items[part], of which `pictures` are, in a batch of all `items`."""
     from torchvision.transforms import v2
 
-    return v2.RandomResizedCrop(size)
+    # The transforms draw from torch's own generator: it gets a seed an image, and its state back.
+    seeds = torch.randint(2**63 - 1, (len(items),), generator=generator)[part].tolist()
+    state, crop = torch.get_rng_state(), v2.RandomResizedCrop(size)
+    try:
+        draws = []
+        for picture, seed in zip(pictures, seeds, strict=True):
+            torch.default_generator.manual_seed(seed)
+            draws.append((crop.make_params([picture]), bool(torch.rand(1) < 0.5)))
+    finally:
+        torch.set_rng_state(state)
+    return draws
 
 
-def _random_view(image: Image | Tensor, box: dict[str, int], flip: bool, size: int) -> Tensor:
-    """RandomResizedCrop to a box drawn and a flip, of an image or of uint8 (3, H, W): uint8."""
+def view_of(image: Image | Tensor, draw: Draw | None, side: int, size: int) -> Tensor:
+    """The random view drawn, or Resize of the shorter side and CenterCrop, of an image or uint8 (3, H, W): uint8."""
     from torchvision.transforms.v2 import functional
 
+    if draw is None:
+        return _pixels(functional.center_crop(functional.resize(image, [side]), [size, size]))
+    box, flip = draw
     view = functional.resized_crop(image, **box, size=[size, size])
     return _pixels(functional.horizontal_flip(view) if flip else view)
-
-
-def _fixed_view(image: Image | Tensor, side: int, size: int) -> Tensor:
-    """Resize of the shorter side and CenterCrop, of the same kinds."""
-    from torchvision.transforms.v2 import functional
-
-    return _pixels(functional.center_crop(functional.resize(image, [side]), [size, size]))
 
 
 def _pixels(image: Image | Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class TrainConfig:
     root: str | None = _setting(None, "folder of the dataset")
     skip_broken: bool = _setting(False, "leave out images that cannot be read, after reading all of them once")
     cache: str | None = _setting(None, "folder for decoded images, written at first; random crops come from those")
+    gpu_decode: bool = _setting(False, "decode JPEG files on the GPU: near the published pixels, not the same")
     bits: int = _setting(48, "code length, 1..4096")
     backbone: str = _setting(
         "auto", "small, a ResNet such as resnet50, or auto: resnet50 for colour images, small for grey ones"
@@ -108,7 +109,16 @@ class TrainConfig:
         for name in ("momentum", "warmup"):
             self._check_number(name, below=1)
         self._check_number("validation_share", above=0, below=0.5)
-        for name in ("resume", "channels_last", "compile", "fused", "cuda_graph", "sync_bn", "skip_broken"):
+        for name in (
+            "resume",
+            "channels_last",
+            "compile",
+            "fused",
+            "cuda_graph",
+            "sync_bn",
+            "skip_broken",
+            "gpu_decode",
+        ):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False, got {getattr(self, name)!r}")
         require(not self.resume or self.output is not None, "output must name the folder of the run to resume")
         self._check_device()
@@ -204,7 +214,9 @@ class TrainConfig:
             require(
                 (device.index or 0) < count, f"device is {self.device!r}, but this machine has {count} CUDA devices"
             )
-        require(not self.cuda_graph or device.type == "cuda", "cuda_graph needs a CUDA device")
+        for name in ("cuda_graph", "gpu_decode"):
+            require(not getattr(self, name) or device.type == "cuda", f"{name} needs a CUDA device")
+        require(not (self.gpu_decode and self.cache), "gpu_decode: a cache is decoded already: choose one of them")
         require(
             self.precision != "fp16" or device.type == "cuda",
             "precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from agmh_fast import functional
-from agmh_fast.data import RetrievalData, batches, cached, load
+from agmh_fast.data import RetrievalData, batches, cached, decoded_on_device, load
 from agmh_fast.errors import InputError, require
 from agmh_fast.files import output_folder
 from agmh_fast.modules import AGMH, synchronize_statistics
@@ -113,6 +113,8 @@ def load_data(config: TrainConfig) -> RetrievalData:
     """The dataset that the settings name, cached if they say so; raises InputError as `data.load` and `cached` do."""
     options = {"skip_broken": True} if config.skip_broken else {}
     data = load(config.dataset, root=config.root, **options)
+    if config.gpu_decode:
+        return decoded_on_device(data)
     if config.cache is None:
         return data
     return cached(data, config.cache, lambda line: print(line, file=sys.stderr))

@@ -43,6 +43,7 @@ BAD = {
     "fused": [1],
     "cuda_graph": [1],
     "sync_bn": [1],
+    "gpu_decode": [1],
     "rank_seconds": [0, math.inf],
     "select": ["train"],
     "validation_share": [0, 0.5],
