@@ -64,7 +64,8 @@ def stages(out: Path, capability: str | None = None) -> list[Stage]:
     python = sys.executable
     pip = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", "."]
     arch = {} if capability is None or "TORCH_CUDA_ARCH_LIST" in os.environ else {"TORCH_CUDA_ARCH_LIST": capability}
-    bench = [python, "-m", "pytest", "bench/test_training_kernels.py", "-q", "--benchmark-columns=median,iqr,rounds"]
+    files = [f"bench/test_{name}.py" for name in ("training_kernels", "training_step", "encoding", "loading")]
+    bench = [python, "-m", "pytest", *files, "-q", "--benchmark-columns=median,iqr,rounds"]
     sanitizer = find_sanitizer()
     missing = None if sanitizer else "compute-sanitizer is neither in CUDA_HOME nor on PATH nor in /usr/local/cuda*"
     # Each tensor in memory of its own: what lies beyond it is then nobody's, and what was not written is known.

@@ -173,8 +173,9 @@ def test_training_step(benchmark, take_turns, say, request, tmp_path):
     items = sampled[:BATCH]
     images = torch.randn(BATCH, 3, SIDE, SIDE, device=DEVICE)
     losses = {name: float(entrant.whole(items, images)) for name, entrant in entrants.items()}
-    # From the same weights: sums of float32 in other orders; bfloat16 rounds the activations of some hundred layers.
-    assert losses["ours, fp32"] == pytest.approx(losses["published"], rel=1e-4)
+    # From the same weights: sums of float32 in other orders, of which a GPU's convolutions keep 10 bits (TF32);
+    # bfloat16 rounds the activations of some hundred layers.
+    assert losses["ours, fp32"] == pytest.approx(losses["published"], rel=1e-3 if DEVICE.type == "cuda" else 1e-4)
     assert losses["ours, bf16"] == pytest.approx(losses["published"], rel=0.05)
 
     seconds = take_turns(
