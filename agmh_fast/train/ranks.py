@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from agmh_fast.data.base import share
-from agmh_fast.errors import InputError
+from agmh_fast.errors import InputError, require
 from agmh_fast.ops.codes import pack_codes, unpack_codes
 from agmh_fast.ops.hashing import HashingState
 
@@ -94,6 +94,8 @@ def started(device: str | None, seconds: float) -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks.current()
         return
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        require(name in os.environ, f"ranks: WORLD_SIZE is set and {name} is not: start the ranks by torchrun")
     cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -17,8 +17,9 @@ import torch
 from command_line import ENVIRONMENT
 from ranks import ranks
 
+from agmh_fast import InputError
 from agmh_fast.data.base import share
-from agmh_fast.train.ranks import Ranks
+from agmh_fast.train.ranks import Ranks, started
 
 
 @pytest.fixture
@@ -89,6 +90,14 @@ def test_shares_are_even_and_whole(count, parts):
     assert [item for part in shares for item in part] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert Ranks(1, 2).share(5) == slice(3, 5)
+
+
+def test_half_a_start_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="MASTER_ADDR is not: start the ranks by torchrun"), started("cpu", 1):
+        pass
 
 
 COMMAND = (
