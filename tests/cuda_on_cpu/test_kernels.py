@@ -11,6 +11,8 @@ from sanitized import ADDRESS, ROOT
 CUDA = ROOT / "csrc/hamming/cuda"
 KERNELS = sorted(CUDA.glob("*.cu"))
 CHECKS = sorted(HERE.glob("*_check.cpp"))
+# Those that take queries in batches, and so use all of plan.h.
+BATCHED = [CUDA / "range.cu", CUDA / "topk.cu"]
 # Mistakes that are easily made: (part of the check that finds it, file, what is right, what is wrong).
 MISTAKES = {
     "bound one too low": ("topk", "append.cu", "key < bound &&", "key + 1 < bound &&"),
@@ -26,6 +28,7 @@ MISTAKES = {
     "ties out of order": ("range", "count.cu", "peers & lanes_before()", "peers & ~lanes_before()"),
     "one result too many": ("topk", "count.cu", "(at) < results.end", "(at) <= results.end"),
     "tiles overlap": ("range", "count.cu", "__syncthreads();  // the tile", "// the tile"),
+    "masks of the batch before": ("topk", "plan.h", "task.mask += first * task.mask_stride", "task.mask += 0"),
     "labels of another query": ("histogram", "histogram.cu", "relevant(labels, first_query + q", "relevant(labels, q"),
 }
 
@@ -62,9 +65,13 @@ def test_mistakes_are_found(engine, built, tmp_path, mistake):
     text = (CUDA / name).read_text()
     assert text.count(right) == 1
     folder, flags = built
-    (tmp_path / name).write_text(text.replace(right, wrong))
-    replaced = objects(tmp_path, [tmp_path / name], *flags)
-    others = [path for path in folder.glob("*.o") if path.name != f"{name}.o"]
+    # Includes are looked for there first.
+    mistaken = tmp_path / "hamming/cuda" / name
+    mistaken.parent.mkdir(parents=True)
+    mistaken.write_text(text.replace(right, wrong))
+    sources = [mistaken] if name.endswith(".cu") else BATCHED
+    replaced = objects(tmp_path, sources, f"-iquote{tmp_path}", *flags)
+    others = [path for path in folder.glob("*.o") if path.name not in {f"{source.name}.o" for source in sources}]
     program = link(tmp_path / "wrong", [*engine, *others, *replaced], *flags)
     assert any(run(program, part, backward=backward).returncode != 0 for backward in (False, True))
 

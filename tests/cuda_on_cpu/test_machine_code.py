@@ -1,93 +1,101 @@
-"""What nvcc makes of the CUDA kernels: no spills, no calls, as many population counts as were written."""
+"""What nvcc makes of the CUDA kernels: no spills, no calls, as many population counts as were written, the occupancy
+that the folder's README tables.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
+from machine_code import ARCHITECTURES, blocks, compile_all, release
 from sanitized import ROOT
 
-SOURCES = sorted((ROOT / "csrc/hamming/cuda").glob("*.cu"))
-ARCHITECTURES = (80, 90, 100)
+CUDA = ROOT / "csrc/hamming/cuda"
+SOURCES = sorted(CUDA.glob("*.cu"))
 # Population counts of a pair, and items of a lane, by the words of a code.
 COUNTS = {1: (1, 4), 2: (2, 4), 4: (3, 2), 8: (4, 1)}
 
 
-def _toolkit() -> Path:
-    """The folder of a CUDA toolkit. A `nvcc` on PATH may be a wrapper, so that it is not asked."""
-    named = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
-    for folder in [*named, *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]:
-        if (folder / "bin/nvcc").exists():
-            return folder
-    pytest.skip("needs nvcc: no CUDA_HOME and no /usr/local/cuda-*")
-
-
-def _disassembler() -> Path:
-    triton = pytest.importorskip("triton", reason="needs the cuobjdump that comes with Triton")
-    return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """For each source: what the assembler said, its machine code, and the names of the assembler's own subroutines."""
-    toolkit, disassembler = _toolkit(), _disassembler()
-    folder = tmp_path_factory.mktemp("machine_code")
-    known = subprocess.run([toolkit / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
-    if any(f"compute_{arch}" not in known for arch in ARCHITECTURES):
-        pytest.skip(f"needs an nvcc that knows the architectures {ARCHITECTURES}")
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
-
-    def build(source: Path) -> tuple[str, str, set[str]]:
-        made = folder / f"{source.stem}.o"
-        flags = ["-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", *targets]
-        said = subprocess.run([toolkit / "bin/nvcc", *flags, "-c", source, "-o", made], capture_output=True, text=True)
-        assert said.returncode == 0, said.stderr
-        code, symbols = (
-            subprocess.run([disassembler, what, made], capture_output=True, text=True, check=True).stdout
-            for what in ("-sass", "-elf")
-        )
-        return said.stdout + said.stderr, code, set(re.findall(r"__cuda_sm\d+_\w+", symbols))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip((source.stem for source in SOURCES), pool.map(build, SOURCES), strict=True))
-
-
-def _functions(code: str) -> list[tuple[str, str, str]]:
-    """(architecture, name, instructions) of each kernel."""
-    found = []
-    for part in re.split(r"\n\s*arch = ", code)[1:]:
-        arch = part.split("\n", 1)[0].strip()
-        found += [(arch, *function.split("\n", 1)) for function in part.split("Function : ")[1:]]
-    return found
+    return compile_all(tmp_path_factory.mktemp("machine_code"), SOURCES)
 
 
 @pytest.mark.parametrize("name", [source.stem for source in SOURCES if source.stem != "device"])
 def test_no_kernel_spills_or_calls(compiled, name):
-    said, code, subroutines = compiled[name]
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    functions = _functions(code)
-    assert len(spills) == len(functions) > 0
-    assert {arch for arch, *_ in functions} == {f"sm_{arch}" for arch in ARCHITECTURES}
-    assert set(spills) == {("0", "0")}
-    # Before sm_90, lanes that are out of step meet in subroutines; those that are in step pass them by.
-    assert all(re.fullmatch(r"__cuda_sm70_(vote|shfl|match|warp)sync\w*", name) for name in subroutines)
-    for arch, kernel, instructions in functions:
-        assert arch == "sm_80" or re.search(r"\bCALL\b", instructions) is None, kernel
+    code = compiled[name]
+    assert {arch for arch, *_ in code.usage} == set(ARCHITECTURES)
+    assert [kernel for kernel, usage in code.usage.items() if usage.spilled] == []
+    for arch, subroutines in code.subroutines.items():
+        # Before sm_90, lanes that are out of step meet in subroutines; those that are in step pass them by.
+        known = r"\$__internal_\d+_\$__cuda_sm70_(vote|shfl|match|warp)sync\w*"
+        assert [name for name in subroutines if arch >= 90 or re.fullmatch(known, name) is None] == []
 
 
-@pytest.mark.parametrize("words", COUNTS)
-def test_population_counts_are_as_many_as_were_written(compiled, words):
-    of_pair, items = COUNTS[words]
+def test_population_counts_are_as_many_as_were_written(compiled):
     seen = 0
-    for _, kernel, instructions in _functions(compiled["append"][1]):
-        if (form := re.search(rf"append_kernelILi{words}ELi(\d)E", kernel)) is None:
+    for (_, kernel, arguments), instructions in compiled["append"].instructions().items():
+        form = re.fullmatch(r"Li(\d)ELi(\d)E", arguments)
+        if kernel != "append_kernel" or int(form[1]) not in COUNTS:
             continue
+        of_pair, items = COUNTS[int(form[1])]
         # Each pair, and two for each vote on what to append.
-        expected = int(form[1]) * items * (of_pair + 2)
-        assert len(re.findall(r"\bPOPC\b", instructions)) == expected, kernel
+        expected = int(form[2]) * items * (of_pair + 2)
+        assert len(re.findall(r"\bPOPC\b", instructions)) == expected, arguments
         seen += 1
-    assert seen == 2 * len(ARCHITECTURES)
+    assert seen == 2 * len(COUNTS) * len(ARCHITECTURES)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as it is launched for codes of so many bits: threads of a block, and its dynamic shared memory."""
+
+    source: str
+    kernel: str
+    arguments: str
+    bits: int | None
+    dynamic: int
+    threads: int = 256
+
+
+def _launches() -> list[Launch]:
+    """What the table of README.md has, in its order; sizes as in the functions that launch."""
+    found = []
+    for bits, words in ((32, 1), (64, 2), (128, 4), (256, 8), (1024, 32)):
+        form, of_query = words if words <= 8 else 0, 4 * words
+        found.append(Launch("append", "append_kernel", f"Li{form}ELi4E", bits, 32 * of_query))
+        for kernel, entry in (("count_kernel", 4), ("emit_kernel", 8)):
+            counters = entry * 8 * 8 * (bits + 1)
+            near = 8 * of_query + counters <= 72 << 10
+            found.append(
+                Launch("count", kernel, f"Li{form}ELb{int(near)}E", bits, 8 * of_query + (counters if near else 0))
+            )
+        counters = 4 * 8 * (bits + 1) * 2
+        found.append(Launch("histogram", "histogram_kernel", f"Li{form}ELb1ELb1E", bits, 8 * of_query + counters))
+    found.append(Launch("append", "keep_nearest_kernel", "", None, 8 * 4096, 512))
+    found.append(Launch("distance", "distance_kernel", "h", None, 0, 128))
+    return found
+
+
+def test_occupancy_is_what_the_readme_says(compiled, tmp_path):
+    text = (CUDA / "README.md").read_text()
+    version = re.search(r"as nvcc (\d+\.\d+) compiles", text)[1]
+    if release() != version:
+        pytest.skip(f"the table is of nvcc {version}, here is {release()}")
+    launches = sorted(_launches(), key=lambda launch: launch.kernel)
+    usages = {(a, n): compiled[n.source].usage[a, n.kernel, n.arguments] for n in launches for a in ARCHITECTURES}
+    asked = [(arch, usage, launch.dynamic, launch.threads) for (arch, launch), usage in usages.items()]
+    fit = dict(zip(usages, blocks(tmp_path, asked), strict=True))
+    head = ["kernel", "bits", "shared", *(f"sm_{arch}" for arch in ARCHITECTURES)]
+    table = [head, ["---"] * len(head)]
+    for launch in launches:
+        shared = {usages[arch, launch].shared + launch.dynamic for arch in ARCHITECTURES}
+        cells = [
+            f"{usages[arch, launch].registers} · {fit[arch, launch]} · {fit[arch, launch] * launch.threads // 32}"
+            for arch in ARCHITECTURES
+        ]
+        name, bits = launch.kernel.removesuffix("_kernel"), str(launch.bits or "any")
+        table.append([f"`{name}`", bits, "–".join(map(str, sorted(shared))), *cells])
+    expected = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    assert expected in text, f"the table of README.md should be\n{expected}"

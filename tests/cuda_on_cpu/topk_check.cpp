@@ -116,6 +116,18 @@ void check_overflow() {
   }
 }
 
+// A mask for each query, and scratch for a few queries at a time.
+void check_masks_of_batches() {
+  const Rows items(192, 700, 0, 40), queries(192, 20, 0, 7);
+  Search search{queries, items};
+  search.device = kSmallDevice;
+  search.draw_mask(true, 3);
+  for (const int64_t k : {5, 400}) {
+    CHECK(agmh::cuda::plan_topk(search.device_task(), k, 192, search.device).counting.batch < queries.count);
+    compare(search, k);
+  }
+}
+
 void check_scratch() {
   const Rows none(64, 0, 0, 1);
   Search search{none, none};
@@ -137,6 +149,7 @@ void check_topk(bool brief) {
   check_scratch();
   check_random_shapes(brief);
   check_overflow();
+  check_masks_of_batches();
   if (brief) return;
   check_edges();
   check_orders();
