@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measuring import Clock, Timed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+STARTED = time.monotonic()
 
 
 def _version(package: str) -> str | None:
@@ -51,6 +52,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "cuda": torch.version.cuda,
         "libc": " ".join(platform.libc_ver()),
     }
+
+
+@pytest.fixture(autouse=True)
+def _within_time() -> None:
+    """Skips rows that would begin more than AGMH_BENCH_SECONDS after the run: those measured before are kept."""
+    limit = os.environ.get("AGMH_BENCH_SECONDS")
+    if limit and time.monotonic() - STARTED > float(limit):
+        pytest.skip(f"the {limit} s of AGMH_BENCH_SECONDS are over")
 
 
 @pytest.fixture

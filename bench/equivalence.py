@@ -1,4 +1,4 @@
-"""A short run of every implementation of the training ops and the distance matrix against the reference, small and odd
+"""A short run of every implementation of the training and Hamming ops against the reference, small and odd
 shapes: what compute-sanitizer is to look at.
 
     python bench/equivalence.py [--device cuda]
@@ -103,10 +103,24 @@ def hashing(device: torch.device) -> Iterator[Case]:
 
 
 def hamming(device: torch.device) -> Iterator[Case]:
-    """Distances of 37 × 203 codes of 13 bytes."""
-    queries, database = (torch.randint(0, 256, (count, 13), dtype=torch.uint8, device=device) for count in (37, 203))
-    arguments = (queries, database)
-    yield "hamming_distance", arguments, lambda impl: [af.hamming_distance(*arguments, impl=impl)]
+    """37 × 703 codes of 13 and of 8 bytes: distances, lists found by appending and by counting, tallies with labels."""
+    for width in (13, 8):
+        q, x = (torch.randint(0, 256, (count, width), dtype=torch.uint8, device=device) for count in (37, 703))
+        labels = tuple(torch.randint(0, 5, (count,), device=device) for count in (37, 703))
+        calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+            (af.hamming_distance, ()),
+            (af.hamming_topk, (9,)),
+            (af.hamming_topk, (500,)),
+            (af.hamming_range, (4 * width,)),
+            (af.hamming_histogram, labels),
+        ]
+        for op, rest in calls:
+
+            def run(impl: str, op: Callable[..., Any] = op, arguments: tuple[Any, ...] = (q, x, *rest)) -> list[Tensor]:
+                found = op(*arguments, impl=impl)
+                return [found] if isinstance(found, Tensor) else list(found)
+
+            yield op.__name__, (q, x), run
 
 
 def main() -> int:

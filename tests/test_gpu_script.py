@@ -45,11 +45,28 @@ def test_a_dry_run_lists_every_stage_and_its_files_exist(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     listed = [line.split(" (")[0] for line in run.stdout.splitlines() if " s): " in line]
-    assert listed == ["build", "tests", "floors", "bench", "memcheck", "racecheck", "initcheck"]
+    checks = ["memcheck", "racecheck", "initcheck", "synccheck"]
+    assert listed == ["build", "tests", "floors", "hamming", "bench", *checks]
     assert not (tmp_path / "results").exists()
     for word in run.stdout.split():
         if word.startswith("bench/"):
             assert (ROOT / word).is_file(), word
+
+
+def test_all_stages_fit_nine_minutes_unless_told_otherwise(gpu, tmp_path):
+    chosen = gpu.stages(tmp_path)
+    assert sum(stage.limit for stage in chosen) < 540
+    benches = [stage for stage in chosen if "pytest" in stage.command and "gpu" not in stage.command]
+    assert [stage.name for stage in benches] == ["hamming", "bench"]
+    for stage in benches:
+        # A row that begins in time is given half a minute.
+        assert float(stage.environment["AGMH_BENCH_SECONDS"]) <= stage.limit - 30
+    for stage, slow in zip(chosen, (gpu.with_slack(stage, 2.5) for stage in chosen), strict=True):
+        assert slow.limit == 2.5 * stage.limit
+        assert set(slow.environment) == set(stage.environment)
+        assert slow.environment.get("AGMH_BENCH_SECONDS") == {"60": "150"}.get(
+            stage.environment.get("AGMH_BENCH_SECONDS")
+        )
 
 
 def test_only_the_stages_asked_for(gpu, tmp_path, monkeypatch, capsys):

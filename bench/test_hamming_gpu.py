@@ -1,0 +1,141 @@
+"""Hamming search on a GPU beside torch, a product of ±1, CuPy, faiss and cuVS where they are installed, and beside what
+memory and population counts of this device allow, measured in the same run.
+
+Every row first shows that its answers are the right ones, order of ties included; then all sides are timed in turns.
+A peer too slow for all queries gets fewer of them. Rows that do not fit the device's memory, or begin after
+AGMH_BENCH_SECONDS, are skipped. Rows are as in test_hamming_cpu.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from conftest import DEVICE
+from hamming_contest import Side, argsort_precision, compete
+from hamming_gpu import (
+    MILLION,
+    ROWS,
+    Row,
+    assert_exact,
+    assert_nearest,
+    database,
+    ours,
+    popcount_rate,
+    random_rows,
+    rivals,
+    waiting,
+)
+from hamming_peers import affordable
+from hamming_targets import Target, scaled
+from measuring import copy_bandwidth, synchronize
+
+import agmh_fast as af
+from agmh_fast.reference import metrics as reference
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA device: make gpu")
+
+
+@functools.lru_cache(maxsize=1)
+def rates() -> tuple[float, float]:
+    """Bytes a second of a plain copy, population counts a second."""
+    return copy_bandwidth(DEVICE), popcount_rate(DEVICE)
+
+
+@pytest.fixture
+def contest(benchmark, take_turns, say, request):
+    """contest(sides, figures, targets, **facts), see `compete`."""
+    return functools.partial(compete, benchmark, take_turns, say, request.node.name)
+
+
+def _free_memory() -> int:
+    """Bytes, with the database of the row before given up."""
+    database.cache_clear()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
+
+
+@pytest.mark.benchmark(group="k nearest")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.bits}-{row.items // MILLION}M-{row.queries}-{row.k}")
+def test_topk(contest, row):
+    row = Row(row.bits, scaled(row.items), row.queries, min(row.k, scaled(row.items)))
+    rates()
+    free = _free_memory()
+    if (obstacle := row.obstacle(free)) is not None:
+        pytest.skip(obstacle)
+    x, q = database(row.bits, row.items, DEVICE), random_rows(row.queries, row.bits, 1, DEVICE)
+    peer = ours(x, row.bits, row.k, "cuda")
+    found = peer.search(q)
+    assert_exact(found, q, x, row.bits, row.k)
+    present, absent = rivals(row, x, free)
+    sides = {peer.name: Side.of(peer, q)}
+    for name, rival in present.items():
+        rival = waiting(rival, DEVICE)
+        try:
+            few = affordable(rival.search, q, least=1)
+            assert_nearest(rival.search(few), found, q, x, row.bits)
+            sides[name] = Side.of(rival, few)
+        except torch.cuda.OutOfMemoryError as error:
+            absent[name] = str(error).splitlines()[0]
+    del found
+    bandwidth, popcounts = rates()
+    bound = row.bound(bandwidth, popcounts)
+
+    def figures(medians: Any) -> dict[str, float]:
+        own = medians[peer.name]
+        beside = {f"times {name}": medians[name] / own for name in sides if name != peer.name}
+        return {"of_bound": bound / (own * row.queries), "gpairs_per_s": row.items / own / 1e9, **beside}
+
+    contest(
+        sides, figures, row.targets(), bits=row.bits, items=row.items, queries=row.queries, k=row.k, absent=absent,
+        copy_bytes_per_s=bandwidth, popcounts_per_s=popcounts, bound_s=bound,
+    )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="large k, against k=100")
+@pytest.mark.parametrize("k", [2048, 65_536])
+def test_large_k(contest, k):
+    items = scaled(10 * MILLION)
+    k = min(k, items)
+    _free_memory()
+    x, q = database(64, items, DEVICE), random_rows(16, 64, 1, DEVICE)
+    large, small = ours(x, 64, k, "cuda"), ours(x, 64, min(100, k), "cuda")
+    assert_exact(large.search(q), q, x, 64, k)
+    contest(
+        {"agmh_fast": Side.of(large, q), "k=100": Side.of(small, q)},
+        lambda medians: {"slowdown": medians["agmh_fast"] / medians["k=100"]},
+        [Target("slowdown", most=3.0)],
+        bits=64, items=items, queries=16, k=k,
+    )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="mAP, 116 931 x 29 200, 48 bits, against a loop of argsorts on the same GPU")
+@pytest.mark.parametrize("ties", ["stable", "expected"])
+def test_mean_average_precision(contest, ties):
+    queries, items = scaled(116_931), scaled(29_200)
+    q, x = (random_rows(count, 48, seed, DEVICE) for seed, count in enumerate((queries, items)))
+    labels_q, labels_x = (torch.randint(292, (count,), device=DEVICE) for count in (queries, items))
+    signs_q, signs_x = (af.unpack_codes(codes, 48).float() for codes in (q, x))
+
+    def all_of_them() -> torch.Tensor:
+        return af.metrics.retrieval(q, x, labels_q, labels_x, bits=48, ties=ties, k=None).per_query_ap
+
+    def loop(rows: torch.Tensor) -> torch.Tensor:
+        found = argsort_precision(signs_q[rows], signs_x, labels_q[rows], labels_x)
+        synchronize(DEVICE)
+        return found
+
+    found = all_of_them()
+    for row in (0, queries // 2, queries - 1):
+        away = af.functional.hamming_distance(q[row : row + 1], x, 48, impl="torch")[0].tolist()
+        exact = reference.average_precision_of_query(away, (labels_x == labels_q[row]).tolist(), ties)
+        assert float(found[row]) == pytest.approx(exact, rel=1e-12)
+    few = affordable(loop, torch.arange(queries, device=DEVICE))
+    contest(
+        {"agmh_fast": Side(all_of_them, queries), "argsort loop": Side(lambda: loop(few), len(few))},
+        lambda medians: {"speedup": medians["argsort loop"] / medians["agmh_fast"]},
+        [Target("speedup", least=200.0)],
+        bits=48, queries=queries, items=items, ties=ties,
+    )  # fmt: skip
