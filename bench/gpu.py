@@ -89,9 +89,7 @@ def stages(out: Path, capability: str | None = None) -> list[Stage]:
         Stage("tests", [python, "-m", "pytest", "-q", "-m", "gpu", "--durations=10"], 100),
         Stage("floors", [python, "bench/floors.py", str(out / "floors.json")], 15),
         Stage("hamming", [*bench, "bench/test_hamming_gpu.py", f"--benchmark-json={out / 'hamming.json'}"], 90, hurry),
-        Stage(
-            "bench", [*bench, *training, f"--benchmark-json={out / 'training.json'}"], 90, hurry
-        ),
+        Stage("bench", [*bench, *training, f"--benchmark-json={out / 'training-kernels.json'}"], 90, hurry),
         *checks,
     ]
 
