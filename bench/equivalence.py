@@ -103,7 +103,7 @@ def hashing(device: torch.device) -> Iterator[Case]:
 
 
 def hamming(device: torch.device) -> Iterator[Case]:
-    """37 × 703 codes of 13 and of 8 bytes: distances, lists found by appending and by counting, tallies with labels."""
+    """37 × 703 codes of 13 and of 8 bytes: distances, lists by appending and by counting, tallies and ranks."""
     for width in (13, 8):
         q, x = (torch.randint(0, 256, (count, width), dtype=torch.uint8, device=device) for count in (37, 703))
         labels = tuple(torch.randint(0, 5, (count,), device=device) for count in (37, 703))
@@ -113,6 +113,7 @@ def hamming(device: torch.device) -> Iterator[Case]:
             (af.hamming_topk, (500,)),
             (af.hamming_range, (4 * width,)),
             (af.hamming_histogram, labels),
+            (af.hamming_stable_ranking, labels),
         ]
         for op, rest in calls:
 
@@ -120,7 +121,7 @@ def hamming(device: torch.device) -> Iterator[Case]:
                 found = op(*arguments, impl=impl)
                 return [found] if isinstance(found, Tensor) else list(found)
 
-            yield op.__name__, (q, x), run
+            yield op.__name__, (q, x, 8 * width, *labels, len(x), []), run
 
 
 def main() -> int:

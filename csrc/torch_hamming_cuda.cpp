@@ -7,8 +7,10 @@
 #include <torch/csrc/stable/accelerator.h>
 #pragma GCC diagnostic pop
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "hamming/cuda/engine.h"
 #include "torch_codes.h"
@@ -140,6 +142,12 @@ std::tuple<Tensor, Tensor, Tensor> range_cuda(const Tensor& q, const Tensor& x, 
   return {lims, distances, ids};
 }
 
+void check_device(const agmh::RelevanceLabels& labels, const Tensor& codes) {
+  for (const Tensor& tensor : {labels.queries, labels.items})
+    STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == codes.get_device_index(),
+                    "labels must be on the device of the codes");
+}
+
 Tensor histogram_cuda(const Tensor& q, const Tensor& x, int64_t bits, const std::optional<Tensor>& labels_q,
                       const std::optional<Tensor>& labels_x, int64_t) {
   check_pair(q, x, bits);
@@ -147,9 +155,7 @@ Tensor histogram_cuda(const Tensor& q, const Tensor& x, int64_t bits, const std:
   std::optional<agmh::RelevanceLabels> labels;
   if (labels_q.has_value()) {
     labels.emplace(*labels_q, *labels_x, q.size(0), x.size(0));
-    for (const Tensor& tensor : {labels->queries, labels->items})
-      STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == q.get_device_index(),
-                      "labels must be on the device of the codes");
+    check_device(*labels, q);
   }
   const Search search("hamming_histogram", q, x, bits);
   const Tensor out = labels ? torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long)
@@ -159,6 +165,27 @@ Tensor histogram_cuda(const Tensor& q, const Tensor& x, int64_t bits, const std:
   return out;
 }
 
+std::tuple<Tensor, Tensor, Tensor> stable_ranking_cuda(const Tensor& q, const Tensor& x, int64_t bits,
+                                                       const Tensor& labels_q, const Tensor& labels_x, int64_t depth,
+                                                       std::vector<int64_t> cutoffs, int64_t) {
+  check_pair(q, x, bits);
+  const agmh::RelevanceLabels labels(labels_q, labels_x, q.size(0), x.size(0));
+  check_device(labels, q);
+  STD_TORCH_CHECK(std::is_sorted(cutoffs.begin(), cutoffs.end()), "cutoffs must be ascending");
+  STD_TORCH_CHECK(cutoffs.size() <= agmh::cuda::kMaxCutoffs, "at most ", agmh::cuda::kMaxCutoffs, " cutoffs, got ",
+                  cutoffs.size());
+  const int columns = static_cast<int>(cutoffs.size());
+  const Search search("hamming_stable_ranking", q, x, bits);
+  const Tensor precision_sum = torch::stable::new_empty(q, {q.size(0)}, ScalarType::Double);
+  const Tensor relevant = torch::stable::new_empty(q, {q.size(0), columns}, ScalarType::Long);
+  const Tensor counts = torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long);
+  check("hamming_stable_ranking",
+        agmh::cuda::stable_ranking(search.task, labels.labels, depth, cutoffs.data(), columns, search.device,
+                                   data<double>(precision_sum), data<int64_t>(relevant), data<int64_t>(counts),
+                                   search.stream));
+  return {precision_sum, relevant, counts};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CUDA, library) {
@@ -166,6 +193,7 @@ STABLE_TORCH_LIBRARY_IMPL(agmh_fast, CUDA, library) {
   library.impl("hamming_topk", TORCH_BOX(&topk_cuda));
   library.impl("hamming_range", TORCH_BOX(&range_cuda));
   library.impl("hamming_histogram", TORCH_BOX(&histogram_cuda));
+  library.impl("hamming_stable_ranking", TORCH_BOX(&stable_ranking_cuda));
 }
 
 #endif

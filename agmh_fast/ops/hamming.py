@@ -20,6 +20,8 @@ from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.reference import hamming as reference
 
 MAX_K = 2**31 - 1
+# As csrc/hamming/cuda/engine.h has it.
+_CUDA_CUTOFFS = 128
 
 distance_op = Op("hamming_distance")
 topk_op = Op("hamming_topk")
@@ -227,6 +229,14 @@ def _cuda_obstacle(q: Tensor, *_: object) -> str | None:
     return None if compiled.has_cuda_kernel("hamming_distance") else compiled.WITHOUT_CUDA
 
 
+def _cuda_ranking_obstacle(
+    q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
+) -> str | None:
+    if len(cutoffs) > _CUDA_CUTOFFS:
+        return f"it takes at most {_CUDA_CUTOFFS} cutoffs"
+    return _cuda_obstacle(q)
+
+
 @distance_op.register("cpu", obstacle=_cpu_obstacle)
 @distance_op.register("cuda", obstacle=_cuda_obstacle)
 def _distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
@@ -252,6 +262,7 @@ def _histogram(q: Tensor, x: Tensor, bits: int, labels_q: Tensor | None, labels_
 
 
 @stable_ranking_op.register("cpu", obstacle=_cpu_obstacle)
+@stable_ranking_op.register("cuda", obstacle=_cuda_ranking_obstacle)
 def _stable_ranking(
     q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -260,6 +271,7 @@ def _stable_ranking(
 
 
 @ranked_histogram_op.register("cpu", obstacle=_cpu_obstacle)
+@ranked_histogram_op.register("cuda", obstacle=_cuda_ranking_obstacle)
 def _ranked_histogram(
     q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:

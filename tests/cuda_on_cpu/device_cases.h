@@ -75,3 +75,4 @@ inline constexpr agmh::cuda::Device kSmallDevice = {1, 2048, 96 << 10};
 void check_topk(bool brief);
 void check_range(bool brief);
 void check_histogram(bool brief);
+void check_ranking(bool brief);

@@ -50,5 +50,6 @@ int main(int count, char** arguments) {
   if (all || std::strcmp(part, "topk") == 0) check_topk(brief);
   if (all || std::strcmp(part, "range") == 0) check_range(brief);
   if (all || std::strcmp(part, "histogram") == 0) check_histogram(brief);
+  if (all || std::strcmp(part, "ranking") == 0) check_ranking(brief);
   std::puts("all as expected");
 }

@@ -29,6 +29,13 @@ MISTAKES = {
     "one result too many": ("topk", "count.cu", "(at) < results.end", "(at) <= results.end"),
     "tiles overlap": ("range", "count.cu", "__syncthreads();  // the tile", "// the tile"),
     "masks of the batch before": ("topk", "plan.h", "task.mask += first * task.mask_stride", "task.mask += 0"),
+    "ranks of equal items out of order": (
+        "ranking",
+        "ranking.cu",
+        "__popc(peers & lanes_before()) + 1",
+        "__popc(peers) + 0",
+    ),
+    "hits of the query before": ("ranking", "ranking.cu", "memory.hits[c] = 0", "memory.hits[c] += 0"),
     "labels of another query": ("histogram", "histogram.cu", "relevant(labels, first_query + q", "relevant(labels, q"),
 }
 

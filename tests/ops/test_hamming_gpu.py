@@ -46,11 +46,45 @@ def test_equals_the_cpu_engine(seed):
         _equal(lambda impl, q, x, m, limits=limits: hamming.hamming_topk(q, x, k, mask=m, impl=impl, **limits), *args)
         _equal(lambda impl, q, x, m: hamming.hamming_range(q, x, radius, bits, mask=m, impl=impl), *args)
     _equal(lambda impl, q, x: hamming.hamming_histogram(q, x, bits=bits, impl=impl), q, x)
+    depth, cutoffs = draw.choice([None, 10, 5000]), draw.choice([[], [1, 10, 100, 1000]])
     for labels in [
         (torch.randint(5, (queries,)), torch.randint(5, (n,))),
         (torch.rand(queries, 70) < 0.03, torch.rand(n, 70) < 0.03),
     ]:
         _equal(lambda impl, q, x, *of: hamming.hamming_histogram(q, x, *of, bits=bits, impl=impl), q, x, *labels)
+        _equal(
+            lambda impl, q, x, *of: hamming.hamming_ranked_histogram(
+                q, x, *of, k=depth, cutoffs=cutoffs, bits=bits, impl=impl
+            ),
+            q,
+            x,
+            *labels,
+        )
+
+
+@pytest.mark.parametrize("ties", ["stable", "expected", "optimistic", "pessimistic"])
+@pytest.mark.parametrize("k", [None, 50])
+def test_metrics_are_those_of_the_cpu(ties, k):
+    torch.manual_seed(0)
+    given = _codes(300, 48, 300), _codes(20_000, 48, 500), torch.randint(9, (300,)), torch.randint(9, (20_000,))
+    here = af.metrics.retrieval(*given, bits=48, ties=ties, k=k)
+    there = af.metrics.retrieval(*(tensor.cuda() for tensor in given), bits=48, ties=ties, k=k)
+    assert there.per_query_ap.device.type == "cuda"
+    torch.testing.assert_close(there.per_query_ap.cpu(), here.per_query_ap, rtol=1e-12, atol=0)
+    for figure in ("precision_at", "recall_at"):
+        assert getattr(there, figure) == pytest.approx(getattr(here, figure), rel=1e-12)
+    for a, b in zip(there.pr_curve, here.pr_curve, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-12, atol=0)
+
+
+def test_ranking_takes_as_many_cutoffs_as_it_says():
+    q, x, of_q, of_x = _codes(3, 64, 3), _codes(900, 64, 900), torch.zeros(3).long(), torch.zeros(900).long()
+    given = tuple(tensor.cuda() for tensor in (q, x, of_q, of_x))
+    hamming.hamming_stable_ranking(*given, cutoffs=range(1, 129), impl="cuda")
+    with pytest.raises(af.InputError, match="128 cutoffs"):
+        hamming.hamming_stable_ranking(*given, cutoffs=range(1, 130), impl="cuda")
+    counts = hamming.hamming_stable_ranking(*given, cutoffs=range(1, 130))[1]
+    assert torch.equal(counts.cpu(), hamming.hamming_stable_ranking(q, x, of_q, of_x, cutoffs=range(1, 130))[1])
 
 
 @pytest.mark.parametrize("k", [10, 5000])

@@ -151,19 +151,6 @@ __global__ void __launch_bounds__(kThreads, 2) emit_kernel(DeviceTask task, Coun
   });
 }
 
-// The sum of `value` over the lanes before this one, plus `carry`, which grows by the sum over all.
-__device__ __forceinline__ Count sum_before(Count value, Count& carry) {
-  Count sum = value;
-#pragma unroll
-  for (int gap = 1; gap < 32; gap *= 2) {
-    const Count other = __shfl_up_sync(kAllLanes, sum, gap);
-    if (lane_of_thread() >= gap) sum += other;
-  }
-  const Count before = carry + sum - value;
-  carry += __shfl_sync(kAllLanes, sum, 31);
-  return before;
-}
-
 // Replaces `count` values by the sums of those before them, plus `carry`; returns the sum of all. For a whole warp.
 __device__ __forceinline__ Count scan(Count* values, int64_t count, Count carry) {
   for (int64_t first = 0; first < count; first += 32) {

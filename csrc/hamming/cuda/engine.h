@@ -57,6 +57,12 @@ int range_fill(const DeviceTask& task, int radius, const Device& device, void* s
 // Items at each distance: (queries, bits + 1), or with labels (queries, bits + 1, 2): all items, relevant items.
 int histogram(const DeviceTask& task, const Labels* labels, const Device& device, int64_t* out, void* stream);
 
+// Ranks by (distance, position): what hamming/engine.h says of stable_ranking(), with `columns` cutoffs in the host's
+// memory, at most kMaxCutoffs. `counts` becomes histogram() with these labels.
+constexpr int kMaxCutoffs = 128;
+int stable_ranking(const DeviceTask& task, const Labels& labels, int64_t depth, const int64_t* cutoffs, int columns,
+                   const Device& device, double* precision_sum, int64_t* relevant, int64_t* counts, void* stream);
+
 // Waits for the stream, then reads a number from the device.
 int fetch(int64_t& value, const int64_t* from, void* stream);
 

@@ -6,15 +6,6 @@ namespace {
 
 using Count = unsigned long long;
 
-__device__ __forceinline__ bool relevant(const Labels& labels, int64_t query, int64_t item) {
-  if (labels.words == 0) return labels.queries[query] == labels.items[item];
-  int64_t common = 0;
-#pragma unroll 1  // a kernel has up to 16 copies of this: unrolled, they double its size and take registers
-  for (int w = 0; w < labels.words; ++w)
-    common |= labels.queries[query * labels.words + w] & labels.items[item * labels.words + w];
-  return common != 0;
-}
-
 // `out` (queries, bins, 1 or 2) starts as zeros. A block counts its share of the units, in shared memory if it can.
 template <int kWords, bool kShared, bool kLabels>
 __global__ void __launch_bounds__(kThreads, 2)

@@ -154,6 +154,29 @@ __device__ __forceinline__ bool allowed(const DeviceTask& task, int64_t query, i
   return task.mask == nullptr || task.mask[query * task.mask_stride + item] != 0;
 }
 
+// Whether an item is relevant to a query.
+__device__ __forceinline__ bool relevant(const Labels& labels, int64_t query, int64_t item) {
+  if (labels.words == 0) return labels.queries[query] == labels.items[item];
+  int64_t common = 0;
+#pragma unroll 1  // a kernel has up to 16 copies of this: unrolled, they double its size and take registers
+  for (int w = 0; w < labels.words; ++w)
+    common |= labels.queries[query * labels.words + w] & labels.items[item * labels.words + w];
+  return common != 0;
+}
+
+// The sum of `value` over the lanes before this one, plus `carry`, which grows by the sum over all.
+__device__ __forceinline__ unsigned long long sum_before(unsigned long long value, unsigned long long& carry) {
+  unsigned long long sum = value;
+#pragma unroll
+  for (int gap = 1; gap < 32; gap *= 2) {
+    const unsigned long long other = __shfl_up_sync(kAllLanes, sum, gap);
+    if (lane_of_thread() >= gap) sum += other;
+  }
+  const unsigned long long before = carry + sum - value;
+  carry += __shfl_sync(kAllLanes, sum, 31);
+  return before;
+}
+
 // Calls use(std::integral_constant) with the words that kernels are compiled for, 0 for any other number.
 template <class Use>
 void with_width(int words, Use use) {
