@@ -19,6 +19,7 @@ from interruptions import files_of_at_most
 import agmh_fast as af
 from agmh_fast import train
 from agmh_fast.cli import main
+from agmh_fast.train.encoded import Encoder
 
 TRAIN = (
     "train --dataset listing --root . --backbone small --num-descriptors 2 --descriptor-dim 4 --memory-size 2 "
@@ -92,6 +93,8 @@ def test_encode_in_another_precision(folder, capsys):
     expected = _expected([f"images/{path}" for path in paths], dtype=torch.bfloat16)
     assert np.array_equal(np.load("half/codes.npy"), expected)
     assert json.loads(Path("half/encoded.json").read_text())["precision"] == "bf16"
+    # Codes alone do not tell: a model as small as this one has the same in float32.
+    assert Encoder.load("runs/12bits", device="cpu", precision="bf16").model.backbone.dtype == torch.bfloat16
     require_mistake(capsys, line.replace("bf16", "fp32"), "'half' holds other codes")
     require_mistake(capsys, "encode runs/12bits images --output other-half --precision fp16 --device cpu", "CUDA")
     require_mistake(capsys, "encode runs/12bits images --output other-half --precision fp8", "precision must be")
