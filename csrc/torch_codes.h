@@ -46,9 +46,9 @@ struct ItemMask {
     if (!mask.has_value()) return;
     const int64_t axis = mask->dim() - 1;
     const bool shaped = (axis == 0 || (axis == 1 && mask->size(0) == queries)) && mask->size(axis) == items;
-    STD_TORCH_CHECK(
-        mask->scalar_type() == torch::headeronly::ScalarType::Bool && shaped && (items <= 1 || mask->stride(axis) == 1),
-        "mask must be bool, (items,) or (queries, items), with adjoining entries");
+    const bool adjoin = mask->numel() <= 1 || items <= 1 || mask->stride(axis) == 1;
+    STD_TORCH_CHECK(mask->scalar_type() == torch::headeronly::ScalarType::Bool && shaped && adjoin,
+                    "mask must be bool, (items,) or (queries, items), with adjoining entries");
     data = agmh::data<uint8_t>(*mask);
     if (axis == 1) stride = mask->stride(0);
   }

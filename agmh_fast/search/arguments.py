@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from agmh_fast.errors import InputError, require
@@ -14,6 +16,27 @@ Array = Any
 """A NumPy array, a torch tensor, or anything with `__dlpack__` or the buffer protocol."""
 
 _BYTE = np.dtype(np.uint8)
+
+
+class HostArguments:
+    """For an index in host memory: NumPy arrays, over the memory of whatever was given."""
+
+    @staticmethod
+    def rows(name: str, codes: Array, bits: int) -> np.ndarray:
+        return packed_rows(name, codes, bits)
+
+    @staticmethod
+    def ids(name: str, ids: Array) -> np.ndarray:
+        return id_list(name, ids)
+
+    @staticmethod
+    def allowed(mask: Array | None, queries: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        return allowed_items(mask, queries)
+
+    @staticmethod
+    def answer(queries: Array, parts: Iterable[np.ndarray]) -> Iterable[Array]:
+        """Tensors for tensors, else the arrays."""
+        return map(torch.from_numpy, parts) if isinstance(queries, Tensor) else parts
 
 
 def packed_rows(name: str, codes: Array, bits: int) -> np.ndarray:

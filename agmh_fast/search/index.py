@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agmh_fast._version import __version__
-from agmh_fast.errors import InputError, require, require_int, shown
+from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.files import as_path, atomic_write
 from agmh_fast.ops.codes import check_bits
 from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.search import index_file
-from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
+from agmh_fast.search.arguments import Array, HostArguments, check_padding, packed_rows
+from agmh_fast.search.device_arguments import DeviceArguments
+from agmh_fast.search.devices import check_device
+from agmh_fast.search.tensor_engine import HostPieces, TensorEngine
 
 _MAX_K = 2**31 - 1
 # Rows that are copied at a time on their way to a .npy file.
@@ -61,10 +63,13 @@ class HammingIndex:
     """
 
     def __init__(self, bits: int, device: str | torch.device = "cpu") -> None:
-        self._bits = check_bits(bits)
-        self._device = _check_device(device)
-        self._engine = _load_engine().Index(self._bits)
-        self._file: index_file.OpenFile | None = None
+        bits, device = check_bits(bits), check_device(device)
+        self._start(bits, device, _load_engine().Index(bits) if _in_host_memory(device) else TensorEngine(bits, device))
+
+    def _start(self, bits: int, device: torch.device, engine: Any, file: index_file.OpenFile | None = None) -> None:
+        self._bits, self._device, self._engine, self._file = bits, device, engine, file
+        on_device = isinstance(engine, TensorEngine)
+        self._arguments: Any = DeviceArguments(device) if on_device else HostArguments()
 
     def __len__(self) -> int:
         return len(self._engine)
@@ -83,22 +88,25 @@ class HammingIndex:
         return self._device
 
     @property
-    def ids(self) -> np.ndarray:
-        """(N,) int64, ascending: a read-only view of this moment; later changes of the index do not reach it."""
-        return self._contents().ids
+    def ids(self) -> Array:
+        """(N,) int64, ascending: a read-only view of this moment; later changes of the index do not reach it.
+
+        On a GPU a tensor there, not to be written to.
+        """
+        return self._live().snapshot()[1]
 
     @property
-    def codes(self) -> np.ndarray:
-        """(N, ceil(bits / 8)) uint8 in the order of `ids`: a read-only view of this moment."""
-        return self._contents().rows[:, : (self.bits + 7) // 8]
+    def codes(self) -> Array:
+        """(N, ceil(bits / 8)) uint8 in the order of `ids`: a read-only view of this moment, on a GPU as for `ids`."""
+        return self._live().snapshot()[0][:, : (self.bits + 7) // 8]
 
     def add(self, codes: Array, ids: Array | None = None) -> None:
         """Add codes (n, ceil(bits / 8)) with `ids`: n whole numbers >= 0, unique, none of them in the index.
 
         Without ids they count on from the largest ever used, from 0 in a new index.
         """
-        rows = packed_rows("codes", codes, self._bits)
-        numbers = None if ids is None else id_list("ids", ids)
+        rows = self._arguments.rows("codes", codes, self._bits)
+        numbers = None if ids is None else self._arguments.ids("ids", ids)
         if numbers is not None:
             fit = len(numbers) == len(rows)
             require(fit, f"ids must have one entry for each of {len(rows)} codes, got {len(numbers)}")
@@ -107,7 +115,7 @@ class HammingIndex:
 
     def remove(self, ids: Array) -> None:
         """Remove the items with these ids, each in the index and given once; the others keep theirs."""
-        self._live().remove(id_list("ids", ids))
+        self._live().remove(self._arguments.ids("ids", ids))
         self._changed()
 
     def search(
@@ -121,28 +129,32 @@ class HammingIndex:
         left out.
         """
         bits = self._bits
-        rows = packed_rows("queries", queries, bits)
+        rows = self._arguments.rows("queries", queries, bits)
         if type(k) is not int or not 0 < k <= _MAX_K:
             k = require_int("k", k, 1, max(_MAX_K, len(self)))
         limit = bits if max_distance is None else min(require_int("max_distance", max_distance, 0), bits)
-        allowed, allowed_ids = allowed_items(mask, len(rows))
-        distances, ids = self._live().search(rows, k, limit, allowed, allowed_ids, get_num_threads())
-        if isinstance(queries, Tensor):
-            return SearchResult(torch.from_numpy(distances), torch.from_numpy(ids))
-        return SearchResult(distances, ids)
+        allowed, allowed_ids = self._arguments.allowed(mask, len(rows))
+        found = self._live().search(rows, k, limit, allowed, allowed_ids, get_num_threads())
+        return SearchResult(*self._arguments.answer(queries, found))
 
     def range_search(self, queries: Array, radius: int, mask: Array | None = None) -> RangeResult:
         """All items within `radius` (inclusive) of each query, by (distance, id); other arguments as `search`."""
-        rows = packed_rows("queries", queries, self._bits)
+        rows = self._arguments.rows("queries", queries, self._bits)
         radius = min(require_int("radius", radius, 0), self._bits)
-        allowed, allowed_ids = allowed_items(mask, len(rows))
+        allowed, allowed_ids = self._arguments.allowed(mask, len(rows))
         found = self._live().range_search(rows, radius, allowed, allowed_ids, get_num_threads())
-        return RangeResult(*(map(torch.from_numpy, found) if isinstance(queries, Tensor) else found))
+        return RangeResult(*self._arguments.answer(queries, found))
 
     def to(self, device: str | torch.device) -> HammingIndex:
-        """The index on `device`: itself if it is there already."""
-        _check_device(device)
-        return self
+        """The index on `device`: itself if it is there already, else a copy."""
+        device = check_device(device)
+        if device == self._device:
+            return self
+        if _in_host_memory(device):
+            return self._of(self._contents(), None, device)
+        moved = type(self).__new__(type(self))
+        moved._start(self._bits, device, TensorEngine.of(self._bits, device, *self._live().snapshot()))
+        return moved
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one safetensors file; a reader, or a crash, finds the old file or the new one, whole.
@@ -150,7 +162,9 @@ class HammingIndex:
         A process that is killed meanwhile leaves a temporary file beside it, `.name.` and 16 hexadecimal digits, which
         the next save to the same path removes.
         """
-        index_file.write(path, *self._contents())
+        rows, ids, next_id = self._live().snapshot()
+        width = index_file.padded_bytes(self._bits)
+        index_file.write(path, self._bits, _in_pieces(rows[:, :width]), _in_pieces(ids), next_id)
 
     @staticmethod
     def save_codes(path: str | os.PathLike[str], codes: Array, bits: int) -> None:
@@ -177,7 +191,7 @@ class HammingIndex:
 
         Raises InputError for a damaged or foreign file.
         """
-        device = _check_device(device)
+        device = check_device(device)
         contents, file = index_file.read(path, mmap)
         try:
             return cls._of(contents, file, device)
@@ -200,7 +214,7 @@ class HammingIndex:
         faiss knows only whole bytes: other widths get its next one, whose extra bits are 0 and change no distance.
         """
         faiss = _load_faiss()
-        codes = np.ascontiguousarray(self.codes)
+        codes = np.ascontiguousarray(_in_pieces(self.codes)[:])
         index = faiss.IndexBinaryFlat(8 * codes.shape[1])
         index.add(codes)
         return index
@@ -220,13 +234,14 @@ class HammingIndex:
     def to_npy(self, path: str | os.PathLike[str]) -> None:
         """Write the codes, in the order of `ids`, to a plain `.npy` file, as `save` does."""
         codes = self.codes
-        header = {"descr": "|u1", "fortran_order": False, "shape": codes.shape}
+        pieces = _in_pieces(codes)
+        header = {"descr": "|u1", "fortran_order": False, "shape": tuple(codes.shape)}
         try:
             # Not numpy.save: it leaves its last write unchecked, and a full disk took the end of the codes in silence.
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for start in range(0, len(codes), _ROWS):
-                    file.write(np.ascontiguousarray(codes[start : start + _ROWS]).data)
+                    file.write(np.ascontiguousarray(pieces[start : start + _ROWS]).data)
         except OSError as error:
             raise InputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from error
 
@@ -246,15 +261,20 @@ class HammingIndex:
 
     @classmethod
     def _of(cls, contents: index_file.Contents, file: index_file.OpenFile | None, device: torch.device) -> HammingIndex:
-        """The index over arrays that stay where they are until its first change."""
+        """The index over arrays that stay where they are until its first change, or over a copy of them on a GPU."""
         index = cls.__new__(cls)
-        index._bits, index._device, index._file = contents.bits, device, file
-        index._engine = _load_engine().Index.map(*contents)
+        engine = _load_engine().Index.map(*contents)  # which checks the contents
+        if _in_host_memory(device):
+            index._start(contents.bits, device, engine, file)
+        else:
+            index._start(contents.bits, device, TensorEngine.of(contents.bits, device, *engine.snapshot()))
         return index
 
     def _contents(self) -> index_file.Contents:
+        """In host memory."""
         rows, ids, next_id = self._live().snapshot()
-        return index_file.Contents(self.bits, rows, ids, next_id)
+        rows = rows[:, : index_file.padded_bytes(self._bits)]
+        return index_file.Contents(self.bits, _in_pieces(rows)[:], _in_pieces(ids)[:], next_id)
 
     def _live(self) -> Any:
         """The engine, once the file that it reads, if any, is known to be what it was."""
@@ -268,16 +288,14 @@ class HammingIndex:
             self._file = None
 
 
-def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        checked = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device must be 'cpu', got {shown(device)}") from error
-    if checked.type == "cuda":
-        require(torch.cuda.is_available(), f"device={str(device)!r}: there is no CUDA device; use device='cpu'")
-        raise InputError(f"device={str(device)!r}: agmh_fast {__version__} has no search on GPUs yet; use device='cpu'")
-    require(checked.type == "cpu", f"device must be 'cpu', got {str(device)!r}")
-    return torch.device("cpu")  # 'cpu:0' is the same place, but compares unequal
+def _in_host_memory(device: torch.device) -> bool:
+    """Whether the C++ engine serves the device, over NumPy arrays; torch's ops and tensors do otherwise."""
+    return device.type == "cpu"
+
+
+def _in_pieces(array: Array) -> Any:
+    """What gives NumPy arrays where it is sliced."""
+    return HostPieces(array) if isinstance(array, Tensor) else array
 
 
 def _load_engine() -> ModuleType:

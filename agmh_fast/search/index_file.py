@@ -14,7 +14,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class Contents(NamedTuple):
     rows: np.ndarray
     ids: np.ndarray
     next_id: int
+
+
+class Rows(Protocol):
+    """What can be read a slice at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 class OpenFile:
@@ -75,7 +83,7 @@ class OpenFile:
         return found.st_size, found.st_mtime_ns
 
 
-def write(path: str | os.PathLike[str], bits: int, rows: np.ndarray, ids: np.ndarray | range, next_id: int) -> None:
+def write(path: str | os.PathLike[str], bits: int, rows: Rows, ids: Rows | range, next_id: int) -> None:
     """Write atomically: a reader, or a crash at any instant, finds the old file or the new one.
 
     rows (N, bytes) uint8, packed or padded, and ids (N,) pass by in pieces: they may be mapped, and larger than memory.
@@ -203,14 +211,14 @@ def _pieces(data: memoryview) -> Iterator[memoryview]:
         yield data[start : start + _CHUNK]
 
 
-def _id_pieces(ids: np.ndarray | range) -> Iterator[memoryview]:
+def _id_pieces(ids: Rows | range) -> Iterator[memoryview]:
     for start in range(0, len(ids), _CHUNK // 8):
         piece = ids[start : start + _CHUNK // 8]
         piece = np.arange(piece.start, piece.stop, dtype=np.int64) if isinstance(piece, range) else piece
         yield _bytes(np.ascontiguousarray(piece, np.int64))
 
 
-def _row_pieces(rows: np.ndarray, width: int) -> Iterator[memoryview]:
+def _row_pieces(rows: Rows, width: int) -> Iterator[memoryview]:
     """Rows as they lie in the file; those that lie so already are not copied."""
     for start in range(0, len(rows), _CHUNK // width):
         piece = rows[start : start + _CHUNK // width]

@@ -173,6 +173,13 @@ def test_what_may_be_found(impl):
     assert torch.equal(same[1], hamming.hamming_topk(q, x, 40, 20, mask=mask[0], impl=impl)[1])
 
 
+def test_masks_for_no_queries():
+    x = _codes(5, 48)
+    for mask in (torch.ones(0, 5), torch.ones(5, 0).t(), torch.ones(0, 5).as_strided((0, 5), (1, 0)), torch.ones(5)):
+        assert hamming.hamming_topk(x[:0], x, 3, mask=mask > 0)[1].shape == (0, 3)
+        assert torch.ops.agmh_fast.hamming_range(x[:0], x, 48, 3, mask > 0, 1)[0].tolist() == [0]
+
+
 def test_masks_as_arrays():
     q, x = (_codes(rows, 48).numpy() for rows in (2, 30))
     mask = np.arange(30) % 3 == 0

@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 import agmh_fast as af
 from agmh_fast.search import index_file
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 def _index(bits=48, rows=100, seed=0):
     rng = np.random.default_rng(seed)
@@ -90,7 +92,8 @@ def test_codes_are_saved_without_an_index(tmp_path, monkeypatch, bits, rows):
     index.add(np.packbits(np.random.default_rng(0).integers(0, 2, (rows, bits), dtype=np.uint8), axis=1))
     index.save(tmp_path / "index")
     index.to_npy(tmp_path / "codes.npy")
-    for codes in (np.load(tmp_path / "codes.npy", mmap_mode="r"), index.codes, torch.from_numpy(index.codes.copy())):
+    packed = np.asarray(index.codes).copy()
+    for codes in (np.load(tmp_path / "codes.npy", mmap_mode="r"), packed, torch.from_numpy(packed)):
         af.HammingIndex.save_codes(tmp_path / "codes", codes, bits)
         assert (tmp_path / "codes").read_bytes() == (tmp_path / "index").read_bytes()
 

@@ -14,6 +14,8 @@ import torch
 import agmh_fast as af
 from agmh_fast.ops.hamming import MAX_K
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 BITS, CODES, IDS = 45, np.zeros((2, 6), np.uint8), [0, 1, 3, 4, 9]
 
 

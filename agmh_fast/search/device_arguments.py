@@ -1,0 +1,77 @@
+"""What callers hand to an index on a device, as the tensors that it reads there: the rules of arguments.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agmh_fast.errors import InputError, require
+from agmh_fast.ops.arrays import array_to_tensor
+from agmh_fast.ops.codes import check_layout
+from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
+
+
+class DeviceArguments:
+    """Tensors are taken where they lie, which must be the index's device; all else is host memory, and copied there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def rows(self, name: str, codes: Array, bits: int) -> Tensor:
+        """Codes (n, ceil(bits / 8)) uint8; set padding bits of tensors are the engine's to find."""
+        if isinstance(codes, Tensor):
+            return check_layout(name, self._here(name, codes), bits)
+        rows = packed_rows(name, codes, bits)
+        check_padding(name, rows, bits)
+        return self._there(name, rows)
+
+    def ids(self, name: str, ids: Array) -> Tensor:
+        """1-D contiguous int64."""
+        if not isinstance(ids, Tensor):
+            return self._there(name, id_list(name, ids))
+        self._here(name, ids)
+        require(ids.dim() == 1, f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
+        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        require(whole or not len(ids), f"{name} must be whole numbers, got {_dtype(ids)}")
+        numbers = ids.to(torch.int64).contiguous()
+        if ids.dtype == torch.uint64 and bool((numbers < 0).any()):
+            raise InputError(f"{name} must be below 2**63, got {int(numbers[numbers < 0][0]) + 2**64}")
+        return numbers
+
+    def allowed(self, mask: Array | None, queries: int) -> tuple[Tensor | None, Tensor | None]:
+        """(bool mask, None), (None, allowed ids) or (None, None)."""
+        if not isinstance(mask, Tensor):
+            kept, ids = allowed_items(mask, queries)
+            return (
+                None if kept is None else self._there("mask", kept),
+                None if ids is None else self._there("mask", ids),
+            )
+        self._here("mask", mask)
+        if mask.dtype != torch.bool:
+            typed = mask.dtype not in (torch.uint8, torch.int8)
+            require(typed, f"mask must be bool, or int64 ids; got {_dtype(mask)}")
+            return None, self.ids("mask", mask)
+        require(mask.dim() in (1, 2), f"mask must be (N,) or (Q, N), got shape {tuple(mask.shape)}")
+        fits = mask.dim() == 1 or mask.shape[0] == queries
+        require(fits, f"mask must have one row for each of {queries} queries, got {mask.shape[0]}")
+        return mask.contiguous(), None
+
+    def answer(self, queries: Array, parts: Iterable[Tensor]) -> Iterable[Array]:
+        """Tensors on the device for tensors, else NumPy arrays."""
+        return parts if isinstance(queries, Tensor) else (part.cpu().numpy() for part in parts)
+
+    def _here(self, name: str, tensor: Tensor) -> Tensor:
+        require(tensor.layout == torch.strided, f"{name} must be a dense tensor, got {tensor.layout}; call .to_dense()")
+        place = f"{name} is on {tensor.device}, the index on {self._device}: move one of them"
+        require(tensor.device == self._device, place)
+        return tensor
+
+    def _there(self, name: str, array: np.ndarray) -> Tensor:
+        return array_to_tensor(name, array).to(self._device)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
