@@ -58,6 +58,9 @@ class HammingIndex:
     `agmh_fast.set_num_threads` said or torch has: one in a worker of a DataLoader. An index can be pickled, a mapped
     one as the path of its file.
 
+    On `device` "cuda" or "cuda:N" codes and ids are tensors there, and so are results for queries there.
+    Calls work on the current stream. A saved or mapped file is copied to it.
+
     Raises InputError for bad arguments, MemoryError where a result or a copy does not fit; either way the index is then
     as it was.
     """
