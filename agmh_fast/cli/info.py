@@ -86,7 +86,9 @@ def _picks(device: Any) -> dict[str, str]:
     }
     picks = {}
     for name in functional.OPS:
-        searched = (codes, codes, 8, labels, labels, 1, []) if name == "hamming_stable_ranking" else (codes, codes, 8)
+        searched: tuple[Any, ...] = (codes, codes, 8)
+        if name == "hamming_stable_ranking":
+            searched = (codes, codes, 8, labels, labels, 1, [])
         fitting = searched if name.startswith("hamming") else arguments.get(name, on_features)
         try:
             picks[name] = str(functional.explain(name, *fitting)).removeprefix(f"{name}: ")
