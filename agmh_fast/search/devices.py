@@ -18,6 +18,8 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory"
 # GPUs on which a search has succeeded.
 _tried: set[torch.device] = set()
 _SIZE = re.compile(r"(\d[\d.]* (?:bytes|[KMGT]i?B))")
+# The place in our C++ that an op's error begins with.
+_PLACE = re.compile(r"^\w+, \S+:\d+, ")
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -82,7 +84,7 @@ def _trial(device: torch.device) -> str | None:
     try:
         topk_op(code, code, 1, 8, 8, None)
     except RuntimeError as error:
-        said = str(error).splitlines()[0]
+        said = _PLACE.sub("", str(error).splitlines()[0])
         if "TORCH_CUDA_ARCH_LIST" not in said:
             return said
         major, minor = torch.cuda.get_device_capability(device)

@@ -353,6 +353,7 @@ def _bad(**changes):
         (lambda: hamming.hamming_distance(**_bad(x=torch.zeros(5, 5, dtype=torch.uint8))), "q must have 5 bytes"),
         (lambda: hamming.hamming_distance(**_bad(x=[[0] * 6])), "x must be"),
         (lambda: hamming.hamming_distance(**_bad(q=np.zeros((2, 6), np.uint8))), "give both as one kind"),
+        (lambda: hamming.hamming_distance(**_bad(q=torch.ones(2, 6, device="meta").byte())), "q is on meta, x on cpu"),
         (lambda: hamming.hamming_distance(**_bad(bits=40)), "must have 5 bytes"),
         (lambda: hamming.hamming_distance(**_bad(bits=0)), "bits must be"),
         (lambda: hamming.hamming_distance(**_bad(bits=48.0)), "bits must be"),

@@ -263,7 +263,7 @@ def test_python_runs_during_a_search():
     codes = _codes(rng, 20_000, 256)
     index = af.HammingIndex(256)
     index.add(codes)
-    search = threading.Thread(target=index.search, args=(codes[:200], 1))
+    search = threading.Thread(target=index.search, args=(codes[:2000], 1))
     search.start()
     steps = 0
     while search.is_alive():
