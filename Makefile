@@ -21,7 +21,7 @@ SOURCES := $(shell find csrc tests/cuda_on_cpu -type f -name '*.cpp' -o -name '*
 FUZZ_SECONDS ?= 60
 FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
 
-.PHONY: demo test lint format bench readme gpu sanitize fuzz clean
+.PHONY: demo test lint format docs bench readme gpu sanitize fuzz clean
 
 demo: $(VENV)/.built
 	$(VENV)/bin/agmh-fast demo
@@ -51,6 +51,11 @@ fuzz: $(VENV)/.built
 
 bench: $(VENV)/.bench
 	$(PY) -m pytest bench/ --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+# The documentation, from pages and docstrings; every warning is an error.
+docs: $(VENV)/.docs
+	$(PY) -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/site
+	@echo "agmh-fast: open build/site/index.html"
 
 # README's tables from bench/results.
 readme: $(VENV)/.built
@@ -86,6 +91,10 @@ $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 
 $(VENV)/.bench: $(VENV)/.built
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev,bench]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.built
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev,docs]'
 	touch $@
 
 # In a folder of its own. Where it cannot be had the tests go on, say so, and the next `make test` tries again.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from agmh_fast.ops import descriptor as _descriptor
 from agmh_fast.ops import dispersion as _dispersion
 from agmh_fast.ops import hashing as _hashing
 from agmh_fast.ops import peak_response as _peak
+from agmh_fast.ops.arrays import array_to_tensor
 from agmh_fast.ops.attention import AttentionParams
 from agmh_fast.ops.hamming import OPS as _HAMMING
 from agmh_fast.ops.hamming import (
@@ -67,11 +69,11 @@ OPS: dict[str, Op] = {
 def explain(op: str, *args: Any) -> Choice:
     """Which implementation `impl="auto"` takes for these tensors, and why not a faster one; print it for one line.
 
-    op: the name of a function here; args: its first tensor arguments, e.g. `explain("hamming_topk", q, x)`.
+    op: the name of a function here; args: its first arguments, tensors or arrays, e.g. `explain("hamming_topk", q, x)`.
     """
     if op not in OPS:
         raise InputError(f"op must be one of {', '.join(OPS)}, got {op!r}")
-    return OPS[op].explain(*args)
+    return OPS[op].explain(*(array_to_tensor("args", arg) if isinstance(arg, np.ndarray) else arg for arg in args))
 
 
 def batch_norm_relu_mean(

@@ -40,6 +40,7 @@ def test_an_implementation_asked_for_is_used_or_raises(op):
 def test_explain_names_the_known_ops():
     codes = torch.zeros(2, 1, dtype=torch.uint8)
     assert af.explain("hamming_topk", codes, codes).chosen in ("cpu", "torch")
+    assert af.explain("hamming_topk", codes.numpy(), codes.numpy()) == af.explain("hamming_topk", codes, codes)
     with pytest.raises(InputError, match="op must be one of"):
         af.explain("nonsense")
 
