@@ -22,12 +22,16 @@ class HostArguments:
     """For an index in host memory: NumPy arrays, over the memory of whatever was given."""
 
     @staticmethod
-    def rows(name: str, codes: Array, bits: int) -> np.ndarray:
-        return packed_rows(name, codes, bits)
+    def codes(codes: Array, bits: int) -> np.ndarray:
+        return packed_rows("codes", codes, bits)
 
     @staticmethod
-    def ids(name: str, ids: Array) -> np.ndarray:
-        return id_list(name, ids)
+    def queries(queries: Array, bits: int) -> np.ndarray:
+        return packed_rows("queries", queries, bits)
+
+    @staticmethod
+    def ids(ids: Array) -> np.ndarray:
+        return id_list("ids", ids)
 
     @staticmethod
     def allowed(mask: Array | None, queries: int) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +21,19 @@ class DeviceArguments:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def rows(self, name: str, codes: Array, bits: int) -> Tensor:
-        """Codes (n, ceil(bits / 8)) uint8; set padding bits of tensors are the engine's to find."""
-        if isinstance(codes, Tensor):
-            return check_layout(name, self._here(name, codes), bits)
-        rows = packed_rows(name, codes, bits)
-        check_padding(name, rows, bits)
-        return self._there(name, rows)
+    def codes(self, codes: Array, bits: int) -> Any:
+        """(n, ceil(bits / 8)) uint8; set padding bits of tensors are the engine's to find."""
+        return self._rows("codes", codes, bits)
 
-    def ids(self, name: str, ids: Array) -> Tensor:
+    def queries(self, queries: Array, bits: int) -> Tensor:
+        """As `codes`."""
+        return self._rows("queries", queries, bits)
+
+    def ids(self, ids: Array) -> Any:
         """1-D contiguous int64."""
-        if not isinstance(ids, Tensor):
-            return self._there(name, id_list(name, ids))
-        self._here(name, ids)
-        require(ids.dim() == 1, f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
-        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-        require(whole or not len(ids), f"{name} must be whole numbers, got {_dtype(ids)}")
-        numbers = ids.to(torch.int64).contiguous()
-        if ids.dtype == torch.uint64 and bool((numbers < 0).any()):
-            raise InputError(f"{name} must be below 2**63, got {int(numbers[numbers < 0][0]) + 2**64}")
-        return numbers
+        return self._id_list("ids", ids)
 
-    def allowed(self, mask: Array | None, queries: int) -> tuple[Tensor | None, Tensor | None]:
+    def allowed(self, mask: Array | None, queries: int) -> tuple[Tensor | None, Any]:
         """(bool mask, None), (None, allowed ids) or (None, None)."""
         if not isinstance(mask, Tensor):
             kept, ids = allowed_items(mask, queries)
@@ -53,7 +45,7 @@ class DeviceArguments:
         if mask.dtype != torch.bool:
             typed = mask.dtype not in (torch.uint8, torch.int8)
             require(typed, f"mask must be bool, or int64 ids; got {_dtype(mask)}")
-            return None, self.ids("mask", mask)
+            return None, self._id_list("mask", mask)
         require(mask.dim() in (1, 2), f"mask must be (N,) or (Q, N), got shape {tuple(mask.shape)}")
         fits = mask.dim() == 1 or mask.shape[0] == queries
         require(fits, f"mask must have one row for each of {queries} queries, got {mask.shape[0]}")
@@ -63,6 +55,25 @@ class DeviceArguments:
         """Tensors on the device for tensors, else NumPy arrays."""
         return parts if isinstance(queries, Tensor) else (part.cpu().numpy() for part in parts)
 
+    def _rows(self, name: str, codes: Array, bits: int) -> Tensor:
+        if isinstance(codes, Tensor):
+            return check_layout(name, self._here(name, codes), bits)
+        rows = packed_rows(name, codes, bits)
+        check_padding(name, rows, bits)
+        return self._there(name, rows)
+
+    def _id_list(self, name: str, ids: Array) -> Tensor:
+        if not isinstance(ids, Tensor):
+            return self._there(name, id_list(name, ids))
+        self._here(name, ids)
+        require(ids.dim() == 1, f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
+        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        require(whole or not len(ids), f"{name} must be whole numbers, got {_dtype(ids)}")
+        numbers = ids.to(torch.int64).contiguous()
+        if ids.dtype == torch.uint64 and bool((numbers < 0).any()):
+            raise InputError(f"{name} must be below 2**63, got {int(numbers[numbers < 0][0]) + 2**64}")
+        return numbers
+
     def _here(self, name: str, tensor: Tensor) -> Tensor:
         require(tensor.layout == torch.strided, f"{name} must be a dense tensor, got {tensor.layout}; call .to_dense()")
         place = f"{name} is on {tensor.device}, the index on {self._device}: move one of them"
@@ -71,6 +82,28 @@ class DeviceArguments:
 
     def _there(self, name: str, array: np.ndarray) -> Tensor:
         return array_to_tensor(name, array).to(self._device)
+
+
+class StreamArguments(DeviceArguments):
+    """For an index whose codes stay in host memory: what it is to keep goes there, masks may lie in either."""
+
+    def codes(self, codes: Array, bits: int) -> np.ndarray:
+        return packed_rows("codes", _from_device(codes), bits)
+
+    def ids(self, ids: Array) -> np.ndarray:
+        return id_list("ids", _from_device(ids))
+
+    def allowed(self, mask: Array | None, queries: int) -> tuple[Tensor | None, np.ndarray | None]:
+        if isinstance(mask, Tensor) and mask.device.type != "cpu":
+            kept, listed = super().allowed(mask, queries)
+            return kept, None if listed is None else listed.cpu().numpy()
+        held, ids = allowed_items(mask, queries)
+        return None if held is None else array_to_tensor("mask", held), ids
+
+
+def _from_device(values: Array) -> Array:
+    """A copy in host memory of a tensor of a GPU; anything else as it is."""
+    return values.cpu() if isinstance(values, Tensor) and values.is_cuda else values
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 
@@ -44,6 +45,14 @@ def check_device(device: str | torch.device) -> torch.device:
         require(problem is None, f"{given}: {problem}")
         _tried.add(checked)
     return checked
+
+
+def free_bytes(device: torch.device) -> float:
+    """Bytes of a GPU that are free, in torch's hands or not; on a CPU there is no telling."""
+    if device.type != "cuda":
+        return math.inf
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 @contextlib.contextmanager

@@ -21,9 +21,9 @@ from agmh_fast.ops.codes import check_bits
 from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.search import index_file
 from agmh_fast.search.arguments import Array, HostArguments, check_padding, packed_rows
-from agmh_fast.search.device_arguments import DeviceArguments
-from agmh_fast.search.devices import check_device
-from agmh_fast.search.tensor_engine import HostPieces, TensorEngine
+from agmh_fast.search.devices import check_device, free_bytes
+from agmh_fast.search.streamed_engine import StreamedEngine
+from agmh_fast.search.tensor_engine import HostPieces, TensorEngine, row_bytes
 
 _MAX_K = 2**31 - 1
 # Rows that are copied at a time on their way to a .npy file.
@@ -59,7 +59,8 @@ class HammingIndex:
     one as the path of its file.
 
     On `device` "cuda" or "cuda:N" codes and ids are tensors there, and so are results for queries there.
-    Calls work on the current stream. A saved or mapped file is copied to it.
+    Calls work on the current stream. `load` and `to` leave codes where they are, in host memory or a mapped file, if
+    they do not fit: every search then streams them to the GPU, and `codes` and `ids` are NumPy arrays.
 
     Raises InputError for bad arguments, MemoryError where a result or a copy does not fit; either way the index is then
     as it was.
@@ -67,12 +68,19 @@ class HammingIndex:
 
     def __init__(self, bits: int, device: str | torch.device = "cpu") -> None:
         bits, device = check_bits(bits), check_device(device)
-        self._start(bits, device, _load_engine().Index(bits) if _in_host_memory(device) else TensorEngine(bits, device))
+        self._start(bits, device, _new_engine(bits, device))
 
-    def _start(self, bits: int, device: torch.device, engine: Any, file: index_file.OpenFile | None = None) -> None:
+    def _start(
+        self,
+        bits: int,
+        device: torch.device,
+        engine: Any,
+        file: index_file.OpenFile | None = None,
+        device_memory: int | None = None,
+    ) -> None:
         self._bits, self._device, self._engine, self._file = bits, device, engine, file
-        on_device = isinstance(engine, TensorEngine)
-        self._arguments: Any = DeviceArguments(device) if on_device else HostArguments()
+        self._device_memory = device_memory
+        self._arguments: Any = HostArguments() if _in_host_memory(device) else engine.arguments
 
     def __len__(self) -> int:
         return len(self._engine)
@@ -108,8 +116,8 @@ class HammingIndex:
 
         Without ids they count on from the largest ever used, from 0 in a new index.
         """
-        rows = self._arguments.rows("codes", codes, self._bits)
-        numbers = None if ids is None else self._arguments.ids("ids", ids)
+        rows = self._arguments.codes(codes, self._bits)
+        numbers = None if ids is None else self._arguments.ids(ids)
         if numbers is not None:
             fit = len(numbers) == len(rows)
             require(fit, f"ids must have one entry for each of {len(rows)} codes, got {len(numbers)}")
@@ -118,7 +126,7 @@ class HammingIndex:
 
     def remove(self, ids: Array) -> None:
         """Remove the items with these ids, each in the index and given once; the others keep theirs."""
-        self._live().remove(self._arguments.ids("ids", ids))
+        self._live().remove(self._arguments.ids(ids))
         self._changed()
 
     def search(
@@ -132,7 +140,7 @@ class HammingIndex:
         left out.
         """
         bits = self._bits
-        rows = self._arguments.rows("queries", queries, bits)
+        rows = self._arguments.queries(queries, bits)
         if type(k) is not int or not 0 < k <= _MAX_K:
             k = require_int("k", k, 1, max(_MAX_K, len(self)))
         limit = bits if max_distance is None else min(require_int("max_distance", max_distance, 0), bits)
@@ -142,19 +150,26 @@ class HammingIndex:
 
     def range_search(self, queries: Array, radius: int, mask: Array | None = None) -> RangeResult:
         """All items within `radius` (inclusive) of each query, by (distance, id); other arguments as `search`."""
-        rows = self._arguments.rows("queries", queries, self._bits)
+        rows = self._arguments.queries(queries, self._bits)
         radius = min(require_int("radius", radius, 0), self._bits)
         allowed, allowed_ids = self._arguments.allowed(mask, len(rows))
         found = self._live().range_search(rows, radius, allowed, allowed_ids, get_num_threads())
         return RangeResult(*self._arguments.answer(queries, found))
 
-    def to(self, device: str | torch.device) -> HammingIndex:
-        """The index on `device`: itself if it is there already, else a copy."""
+    def to(self, device: str | torch.device, device_memory: int | None = None) -> HammingIndex:
+        """The index on `device`: itself if it is there already, else a copy.
+
+        device_memory: bytes of a GPU that codes and ids may take, None for half of what is free. Where they need more
+        (8 bytes an id; a code is padded to 4 or a multiple of 8) they stay in host memory, and searches stream them
+        through buffers of at most so many bytes; agmh_fast/search/streamed_engine.py has the whole formula. Results are
+        the same; such searches wait for the GPU, and a CUDA graph cannot hold them.
+        """
         device = check_device(device)
+        room = _check_room(device, device_memory)
         if device == self._device:
             return self
-        if _in_host_memory(device):
-            return self._of(self._contents(), None, device)
+        if _in_host_memory(device) or not _fits(device, self._bits, len(self), room):
+            return self._of(self._contents(), self._file, device, room)
         moved = type(self).__new__(type(self))
         moved._start(self._bits, device, TensorEngine.of(self._bits, device, *self._live().snapshot()))
         return moved
@@ -183,7 +198,13 @@ class HammingIndex:
         index_file.write(path, bits, rows, range(len(rows)), len(rows))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], mmap: bool = True, device: str | torch.device = "cpu") -> HammingIndex:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        mmap: bool = True,
+        device: str | torch.device = "cpu",
+        device_memory: int | None = None,
+    ) -> HammingIndex:
         """Open a saved index, after a check of its checksum.
 
         mmap: search the file where it lies, sharing memory with other processes; it may be larger than memory, and is
@@ -192,12 +213,15 @@ class HammingIndex:
         or written to in place is an InputError at the next use, `load` it again; but cut during a search, or behind
         views of `codes` and `ids` held by the caller, it ends the process (SIGBUS), as any mapped file does.
 
+        device_memory: as in `to`; what does not fit on a GPU is streamed to it, with `mmap` from the file itself.
+
         Raises InputError for a damaged or foreign file.
         """
         device = check_device(device)
+        room = _check_room(device, device_memory)
         contents, file = index_file.read(path, mmap)
         try:
-            return cls._of(contents, file, device)
+            return cls._of(contents, file, device, room)
         except InputError as error:
             raise InputError(f"{os.fspath(path)!r} is damaged: {error}") from error
 
@@ -252,25 +276,35 @@ class HammingIndex:
         """For other processes, and copies: a mapped index is its file, which they map too; any other its contents."""
         if self._file is not None:
             self._file.check()
-            return type(self)._of_file, (self._file.path, self._file.version, str(self.device))
-        return type(self)._of, (self._contents(), None, self.device)
+            return type(self)._of_file, (self._file.path, self._file.version, str(self.device), self._device_memory)
+        return type(self)._of, (self._contents(), None, self.device, self._device_memory)
 
     @classmethod
-    def _of_file(cls, path: str, version: tuple[int, int], device: str) -> HammingIndex:
-        index = cls.load(path, device=device)
+    def _of_file(cls, path: str, version: tuple[int, int], device: str, device_memory: int | None) -> HammingIndex:
+        index = cls.load(path, device=device, device_memory=device_memory)
         same = index._file is not None and index._file.version == version
         require(same, f"{path!r} is not the file any more that the index was mapped from")
         return index
 
     @classmethod
-    def _of(cls, contents: index_file.Contents, file: index_file.OpenFile | None, device: torch.device) -> HammingIndex:
+    def _of(
+        cls,
+        contents: index_file.Contents,
+        file: index_file.OpenFile | None,
+        device: torch.device,
+        device_memory: int | None = None,
+    ) -> HammingIndex:
         """The index over arrays that stay where they are until its first change, or over a copy of them on a GPU."""
         index = cls.__new__(cls)
+        bits = contents.bits
         engine = _load_engine().Index.map(*contents)  # which checks the contents
         if _in_host_memory(device):
-            index._start(contents.bits, device, engine, file)
+            index._start(bits, device, engine, file)
+        elif _fits(device, bits, len(engine), device_memory):
+            index._start(bits, device, TensorEngine.of(bits, device, *engine.snapshot()))
         else:
-            index._start(contents.bits, device, TensorEngine.of(contents.bits, device, *engine.snapshot()))
+            room = int(free_bytes(device) / 2) if device_memory is None else device_memory
+            index._start(bits, device, StreamedEngine(bits, device, engine, room), file, device_memory)
         return index
 
     def _contents(self) -> index_file.Contents:
@@ -294,6 +328,22 @@ class HammingIndex:
 def _in_host_memory(device: torch.device) -> bool:
     """Whether the C++ engine serves the device, over NumPy arrays; torch's ops and tensors do otherwise."""
     return device.type == "cpu"
+
+
+def _new_engine(bits: int, device: torch.device) -> Any:
+    return _load_engine().Index(bits) if _in_host_memory(device) else TensorEngine(bits, device)
+
+
+def _check_room(device: torch.device, device_memory: int | None) -> int | None:
+    if device_memory is None:
+        return None
+    require(not _in_host_memory(device), f"device_memory is for an index on a GPU, not on {device}")
+    return require_int("device_memory", device_memory, 0)
+
+
+def _fits(device: torch.device, bits: int, count: int, room: int | None) -> bool:
+    """Whether so many codes and their ids take no more than `room` bytes of the device, or half of what is free."""
+    return count * (row_bytes(bits) + 8) <= (free_bytes(device) / 2 if room is None else room)
 
 
 def _in_pieces(array: Array) -> Any:

@@ -31,6 +31,34 @@ class Candidates(NamedTuple):
 
 
 CANDIDATE_BYTES = 12
+_NO_DISTANCE = 2**31 - 1
+
+
+class Nearest:
+    """The k nearest of each query among all pieces of a database so far, which come in the order of positions.
+
+    distances (Q, k) int32 and positions (Q, k) int64 on `device`: 2³¹ − 1 and −1 where there are none yet.
+    """
+
+    def __init__(self, queries: int, k: int, device: torch.device) -> None:
+        self.distances = torch.full((queries, k), _NO_DISTANCE, dtype=torch.int32, device=device)
+        self.positions = torch.full((queries, k), -1, dtype=torch.int64, device=device)
+        self._columns = 0  # that hold anything
+
+    def add(self, queries: slice, start: int, found: tuple[Tensor, Tensor]) -> None:
+        """What a search of the piece that begins at position `start` found for some queries, in order."""
+        distances, positions = found
+        known, k = self._columns, self.distances.shape[1]
+        distances = torch.cat([self.distances[queries, :known], distances], dim=1)
+        positions = torch.cat([self.positions[queries, :known], torch.where(positions >= 0, positions + start, -1)], 1)
+        # Whatever was known has the smaller positions, so that a stable sort by distance is one by both.
+        order = distances.argsort(dim=1, stable=True)[:, :k]
+        self.distances[queries, : order.shape[1]] = distances.gather(1, order)
+        self.positions[queries, : order.shape[1]] = positions.gather(1, order)
+
+    def advance(self, columns: int) -> None:
+        """All queries have been given so many results of the piece at hand."""
+        self._columns = min(self._columns + columns, self.distances.shape[1])
 
 
 def merge_nearest(shards: Sequence[Candidates], columns: Sequence[int], k: int) -> Candidates:

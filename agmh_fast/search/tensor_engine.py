@@ -20,6 +20,7 @@ from agmh_fast.ops.codes import check_codes, padding_error
 from agmh_fast.ops.hamming import range_op, topk_op
 from agmh_fast.search.arguments import Array
 from agmh_fast.search.ascending import AscendingIds
+from agmh_fast.search.device_arguments import DeviceArguments
 from agmh_fast.search.device_order import Done
 from agmh_fast.search.devices import memory_errors
 
@@ -52,6 +53,7 @@ class TensorEngine:
 
     def __init__(self, bits: int, device: torch.device) -> None:
         self.bits = bits
+        self.arguments = DeviceArguments(device)
         self._device = device
         self._changes = threading.Lock()
         with memory_errors(device):
