@@ -19,6 +19,13 @@ def folder() -> Path:
     raise InputError(f"recorded results are missing: they lie in neither {places[0]} nor {places[1]}")
 
 
+def names(start: str = "") -> list[str]:
+    """The recorded runs of benches whose names begin so, earliest first."""
+    found = [path.stem for path in sorted(folder().glob(f"{start}*.json"))]
+    runs = {name: run for name in found if isinstance(run := load(name), dict) and "benchmarks" in run}
+    return sorted(runs, key=lambda name: str(runs[name]["datetime"]))
+
+
 def load(name: str) -> dict[str, Any]:
     """A recorded run, e.g. "cpu-training": machine, versions, commit and its rows under "benchmarks"."""
     path = folder() / f"{name}.json"
@@ -29,7 +36,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def rows(*names: str) -> dict[str, dict[str, Any]]:
-    """The rows of recorded runs by name, each with the run's machine under "run"."""
+    """The rows of recorded runs by name, the last run's where several have one; the run's machine is under "run"."""
     found: dict[str, dict[str, Any]] = {}
     for run in map(load, names):
         about = {key: value for key, value in run.items() if key != "benchmarks"}
@@ -38,6 +45,6 @@ def rows(*names: str) -> dict[str, dict[str, Any]]:
 
 
 def seconds(row: dict[str, Any]) -> float:
-    """Our median for one unit of work (a query in searches, else a call)."""
-    ours = row.get("contestants", {}).get("agmh_fast", {})
-    return float(ours.get("p50_s", row["median_s"]))
+    """Our median for one unit of work (a query in searches, else a call); we are the first contestant."""
+    contestants: list[dict[str, Any]] = list(row.get("contestants", {}).values())
+    return float(contestants[0]["p50_s"] if contestants else row["median_s"])

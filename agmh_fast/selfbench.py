@@ -29,7 +29,6 @@ from agmh_fast.reference.dispersion import attention_dispersion
 from agmh_fast.search import HammingIndex
 from agmh_fast.train import HashingState
 
-RECORDED = ("cpu-training", "cpu-hamming")
 ROUNDS = 5
 # Seconds between two timed calls: OpenMP's threads spin on for a while, and must not slow down who comes next.
 _SETTLE = 0.01
@@ -73,7 +72,7 @@ def run(quick: bool = False, progress: Callable[[str], None] = lambda what: None
     quick: small sizes, to see that everything runs; its numbers are held against nothing. progress(what) is called
     before each row. Raises WrongResult where two sides disagree, and InputError without the compiled modules.
     """
-    past = {} if quick else recorded.rows(*RECORDED)
+    past = {} if quick else recorded.rows(*recorded.names("cpu"))
     rows = []
     for make in ROWS:
         progress(make.__doc__ or "")
@@ -136,7 +135,7 @@ def _attention(quick: bool) -> Iterator[Race]:
     pairs = zip(by_ours(), by_theirs(), strict=True)
     # Both in float32, with sums of some 10⁵ terms in different orders.
     _require_same(what, all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs))
-    yield Race(what, "test_attention_dispersion[official]", "the published modules", by_ours, by_theirs)
+    yield Race(what, "test_attention_dispersion[official-float32-both]", "the published modules", by_ours, by_theirs)
 
 
 def _database(quick: bool) -> tuple[HashingState, torch.Tensor, torch.Tensor]:
@@ -171,7 +170,7 @@ def _hashing_loss(quick: bool) -> Iterator[Race]:
     what = "hashing loss and backward" + ("" if quick else ", batch 32, 48 bits, N=75 750")
     # Sums of N float32 products in different orders.
     _require_same(what, bool((ours() - baseline()).norm() <= 1e-4 * baseline().norm()))
-    yield Race(what, "test_hashing_loss", "dense S and F Bᵀ", ours, baseline)
+    yield Race(what, "test_hashing_loss[both]", "dense S and F Bᵀ", ours, baseline)
 
 
 def _discrete_step(quick: bool) -> Iterator[Race]:
@@ -185,7 +184,7 @@ def _discrete_step(quick: bool) -> Iterator[Race]:
     what = "discrete step" + ("" if quick else ", N=75 750, m=2000, 48 bits")
     _require_same(what, torch.equal(ours(), op(state, embeddings, sampled, impl="torch")))
     # The published form takes a quarter of a minute a call.
-    yield Race(what, "test_discrete_step", "the published form, which is not run here", ours, None)
+    yield Race(what, "test_discrete_step[75750]", "the published form, which is not run here", ours, None)
 
 
 def _grouped(number: int) -> str:

@@ -1,17 +1,18 @@
-"""`pytest bench/`: each bench first proves that all sides compute the same, then times them in turns in the same run.
+"""`pytest bench/`: each row first shows that all sides compute the same, then times them in turns in the same run.
 
-`--benchmark-json=FILE` keeps the run with machine and versions; `extra_info` holds the others' times and the ratios.
+It takes less than ten minutes on two cores; `--full` runs every row. `--benchmark-json=FILE` keeps the run with
+machine, versions and commit; what a row's `extra_info` holds is in contest.py.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,25 @@ import agmh_fast
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measuring import Clock, Timed
+from contest import Stage, compete
+from measuring import DEVICE, Clock, Timed
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all rows of bench/, not only those of a quick run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: a row that only --full runs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --full, rows that are marked `full` are left out."""
+    if not config.getoption("--full"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 def _version(package: str) -> str | None:
@@ -46,6 +62,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "faiss": _version("faiss-cpu"),
         "usearch": _version("usearch"),
         "torch_threads": torch.get_num_threads(),
+        "threads": agmh_fast.get_num_threads(),
+        "full": config.getoption("--full"),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "capability": ".".join(map(str, torch.cuda.get_device_capability())) if cuda else None,
@@ -60,6 +78,14 @@ def _within_time() -> None:
     limit = os.environ.get("AGMH_BENCH_SECONDS")
     if limit and time.monotonic() - STARTED > float(limit):
         pytest.skip(f"the {limit} s of AGMH_BENCH_SECONDS are over")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """A row that sets the threads of OpenMP, which faiss and torch share, sets them for itself alone."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -106,17 +132,6 @@ def take_turns(benchmark: Any) -> Callable[..., dict[str, list[float]]]:
 
 
 @pytest.fixture
-def race(
-    benchmark: Any, request: pytest.FixtureRequest, take_turns: Callable[..., Any], say: Callable[[str], None]
-) -> Callable[..., float]:
-    """race(ours, baseline, target=3, rounds=7) times the two alternately, prints and records the ratio of medians."""
-
-    def run(ours: Callable[[], Any], baseline: Callable[[], Any], target: float, rounds: int = 7) -> float:
-        taken = take_turns({"ours": Timed(ours), "baseline": Timed(baseline)}, rounds)
-        median, theirs = (statistics.median(taken[name]) for name in ("ours", "baseline"))
-        ratio = theirs / median
-        benchmark.extra_info.update(baseline_median_s=theirs, speedup=round(ratio, 2), target=target, rounds=rounds)
-        say(f"\n{request.node.name}: {median * 1e3:.2f} ms, {ratio:.1f}x the baseline (target {target}x)")
-        return ratio
-
-    return run
+def contest(benchmark: Any, take_turns: Any, say: Callable[[str], None], request: Any) -> Callable[..., None]:
+    """contest(sides, work, …): see `compete`."""
+    return functools.partial(compete, Stage(benchmark, take_turns, say, request.node.name))

@@ -15,8 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from contestants import COMPILED, Contestant, compiled
 from measuring import resident_peak, return_memory_at_once
-from workloads import COMPILED, WORKLOADS, Contestant, compiled
+from workloads import WORKLOADS
 
 
 def peaks(contestant: Contestant) -> dict[str, int]:

@@ -66,7 +66,7 @@ def stages(out: Path, capability: str | None = None) -> list[Stage]:
     python = sys.executable
     pip = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", "."]
     arch = {} if capability is None or "TORCH_CUDA_ARCH_LIST" in os.environ else {"TORCH_CUDA_ARCH_LIST": capability}
-    bench = [python, "-m", "pytest", "-q", "--benchmark-columns=median,iqr,rounds"]
+    bench = [python, "-m", "pytest", "-q", "--full", "--benchmark-columns=median,iqr,rounds"]
     training = [f"bench/test_{name}.py" for name in ("training_kernels", "training_step", "encoding", "loading")]
     sanitizer = find_sanitizer()
     missing = None if sanitizer else "compute-sanitizer is neither in CUDA_HOME nor on PATH nor in /usr/local/cuda*"

@@ -1,77 +1,16 @@
-"""How rows of the Hamming bench are run: their sides, their data, and what is recorded of them."""
+"""What rows of the Hamming bench are made of: their data, their limits, and sides that are no library."""
 
 from __future__ import annotations
 
 import functools
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from contest import Limit, Side
 from hamming_peers import Peer, affordable, assert_exact, distance_loop, random_codes
-from hamming_targets import SCALE, Target, described, judged
-from measuring import Timed, percentiles
 
 import agmh_fast as af
-from agmh_fast import _engine
-
-# Seconds that a row's rounds may take, unless five take longer.
-BUDGET = 1.5 * min(SCALE, 1)
-# Seconds between two timed calls: the threads of OpenMP, which faiss and torch use, go on spinning some milliseconds
-# after their work, and whoever is timed next must not share the processor with them.
-SETTLE = 0.01
-
-Medians = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a race: what is called, and the units of work of a call."""
-
-    run: Callable[[], object]
-    units: int = 1
-
-    @classmethod
-    def of(cls, peer: Peer, queries: np.ndarray) -> Side:
-        return cls(lambda: peer.search(queries), len(queries))
-
-    def timed(self) -> Timed:
-        return Timed(lambda _: self.run(), prepare=lambda: time.sleep(SETTLE))
-
-
-def compete(
-    benchmark: Any,
-    take_turns: Callable[..., dict[str, list[float]]],
-    say: Callable[[str], None],
-    row: str,
-    sides: Mapping[str, Side],
-    figures: Callable[[Medians], dict[str, float]],
-    targets: Sequence[Target] = (),
-    **facts: Any,
-) -> None:
-    """Time all sides in turns; record and say seconds a unit, the figures they give, and the verdicts on those.
-
-    The first side is ours; figures(medians) gives the row's own numbers, by name.
-    """
-    taken = take_turns({name: side.timed() for name, side in sides.items()}, budget=BUDGET)
-    times = {name: [second / sides[name].units for second in taken[name]] for name in sides}
-    medians = {name: statistics.median(each) for name, each in times.items()}
-    own = medians[next(iter(sides))]
-    measured = {name: round(value, 4) for name, value in figures(medians).items()}
-    verdicts = judged(targets, measured)
-    benchmark.extra_info.update(facts, scale=SCALE, threads=af.get_num_threads(), isa=_engine.cpu_info()["isa"])
-    benchmark.extra_info.update(measured, **verdicts)
-    benchmark.extra_info["contestants"] = {
-        name: percentiles(each) | {"units": sides[name].units, "times_ours": medians[name] / own}
-        for name, each in times.items()
-    }
-    beside = ", ".join(f"{name} {median * 1e6:.3g}" for name, median in medians.items())
-    clauses = described(verdicts["targets"]) if verdicts else ", ".join(f"{n} {v:.3g}" for n, v in measured.items())
-    say(f"\n{row}: {clauses} (µs a unit: {beside})")
 
 
 @functools.lru_cache(maxsize=2)
@@ -88,16 +27,18 @@ def check(peer: Peer, index: af.HammingIndex, queries: np.ndarray, k: int) -> No
     assert_exact(peer.search(queries), index.codes, queries, k)
 
 
+LOOP = Limit("distance loop", "limit")
+
+
+def side_of(peer: Peer, queries: np.ndarray) -> Side:
+    """The peer in a race; a query is its unit."""
+    return Side(lambda: peer.search(queries), len(queries))
+
+
 def limit_of(index: af.HammingIndex, queries: np.ndarray) -> Side:
     """The loop of distances alone, with fewer queries where the rows are so wide that it is slow."""
     loop = distance_loop(index)
-    return Side.of(loop, affordable(loop.search, queries, least=32))
-
-
-def of_limit(medians: Medians, items: int) -> dict[str, float]:
-    """Pairs a second of ours and of the loop of distances alone, and their ratio, from seconds a query."""
-    own, limit = medians["agmh_fast"], medians["limit"]
-    return {"gpairs_per_s": items / own / 1e9, "limit_gpairs_per_s": items / limit / 1e9, "of_limit": limit / own}
+    return side_of(loop, affordable(loop.search, queries, least=32))
 
 
 def readers(rows: np.ndarray, pool: ThreadPoolExecutor, threads: int) -> list[Peer]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from hamming_peers import Peer
-from hamming_targets import Target
 from measuring import Clock, synchronize
+from targets import Target
 from torch import Tensor
 
 from agmh_fast.ops import hamming
@@ -69,8 +69,8 @@ class Row:
         if self.bits != 64 or self.items < 100_000_000 or self.k > 100:
             return []
         if self.queries == 1:
-            return [Target("of_bound", least=0.85)]
-        return [Target("of_bound", least=0.8)] if self.queries == 1000 else []
+            return [Target("of_limit", least=0.85)]
+        return [Target("of_limit", least=0.8)] if self.queries == 1000 else []
 
 
 MILLION = 1_000_000

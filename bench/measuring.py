@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 Run = Callable[[], object]
+# Where the benches run.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 # Larger than any cache in use; on a GPU it is overwritten before every timed run, so that each starts from memory.
 _FLUSH_BYTES = 256 * 2**20

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 K = 100
+LOOP = "distance loop"
+# Searches of a million random items without a mask.
+PLAIN = ("test_topk[", "test_share_of_the_limit[")
 Lines = dict[int, list[tuple[int, float]]]
 
 
@@ -34,7 +37,7 @@ def shares(run: Mapping[str, Any]) -> Lines:
     lines: dict[int, dict[int, float]] = defaultdict(dict)
     for bench in run["benchmarks"]:
         row = bench.get("extra_info", bench)
-        if "of_limit" in row and row.get("k") == K and row.get("scale") == 1:
+        if bench["name"].startswith(PLAIN) and row.get("limit") == LOOP and row.get("k") == K and row.get("scale") == 1:
             lines[row["bits"]][row["queries"]] = row["of_limit"]
     if not lines:
         raise ValueError("it has no searches of a full-sized database beside the loop of distances")

@@ -23,12 +23,12 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- measured: written by `make readme` -->\n", "<!-- /measured -->\n"
 
 TRAINING = {
-    "SIEA + ADL, forward and backward, B=32, D=6, C=512, 14×14": "test_attention_dispersion[functional]",
-    "the same through `agmh_fast.official`": "test_attention_dispersion[official]",
-    "discrete step, N=75 750, m=2000, 48 bits": "test_discrete_step",
-    "hashing loss and backward, batch 32, 48 bits, N=75 750": "test_hashing_loss",
+    "SIEA + ADL, forward and backward, B=32, D=6, C=512, 14×14": "test_attention_dispersion[functional-float32-both]",
+    "the same through `agmh_fast.official`": "test_attention_dispersion[official-float32-both]",
+    "discrete step, N=75 750, m=2000, 48 bits": "test_discrete_step[75750]",
+    "hashing loss and backward, batch 32, 48 bits, N=75 750": "test_hashing_loss[both]",
 }
-AGAINST = {"test_discrete_step": "the published form, S given", "test_hashing_loss": "dense S and F Bᵀ"}
+AGAINST = {"test_discrete_step[75750]": "the published form, S given", "test_hashing_loss[both]": "dense S and F Bᵀ"}
 SIZES = (5_994, 75_750, 1_000_000)
 SEARCHES = [(64, 16, 100), (64, 256, 100), (64, 1000, 100), (64, 1000, 1000), (24, 1000, 100), (32, 1000, 100)]
 SEARCHES += [(48, 1000, 100), (128, 256, 100), (256, 256, 100), (512, 256, 100), (1024, 256, 100)]
@@ -40,17 +40,20 @@ METRICS = {
 
 def measured() -> str:
     """Everything between the marks. Raises KeyError naming a row that no recorded run has."""
-    training, hamming = recorded.load("cpu-training"), recorded.load("cpu-hamming")
+    rows = recorded.rows(*recorded.names("cpu"))
     demo = json.loads((recorded.folder() / "cpu-demo.json").read_text())
-    paragraphs = {
-        "training": f"**Training**, float32. {machine(training)}",
-        "search": f"{_SEARCH.format(threads=_threads(hamming))} {machine(hamming)}",
-        "missed": f"{_missed(hamming)} [Picture](bench/results/cpu-hamming.png) by queries at once.",
-    }
-    filled = {name: _filled(text) for name, text in paragraphs.items()}
-    tables = _training(_by_name(training), demo), _searches(_by_name(hamming))
-    parts = [_filled(_HOW), filled["training"], tables[0], filled["search"], tables[1], filled["missed"]]
-    return "\n\n".join(parts) + "\n"
+    training, search = rows[next(iter(TRAINING.values()))], rows[_topk(*SEARCHES[0])]
+    about = f"{_SEARCH.format(threads=search['threads'])} {machine(search['run'])}"
+    missed = f"{_missed(rows)} [Picture](bench/results/cpu-hamming.png) by queries at once. {_on_gpus()}"
+    parts = [
+        _HOW,
+        f"**Training**, float32. {machine(training['run'])}",
+        _training(rows, demo),
+        about,
+        _searches(rows),
+        missed,
+    ]
+    return "\n\n".join(part if part.startswith("|") else _filled(part) for part in parts) + "\n"
 
 
 _HOW = """
@@ -66,14 +69,6 @@ distance and keeps none.
 
 def _filled(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 130, break_long_words=False, break_on_hyphens=False)
-
-
-def _by_name(run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {bench["name"]: bench for bench in run["benchmarks"]}
-
-
-def _threads(run: Mapping[str, Any]) -> int:
-    return max(bench.get("threads", 1) for bench in run["benchmarks"])
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -102,17 +97,25 @@ def _training(rows: Mapping[str, Any], demo: Sequence[Mapping[str, Any]]) -> str
 
 def _searches(rows: Mapping[str, Any]) -> str:
     lines = [
-        (f"{queries} queries, {bits} bits, k = {k}", *_search(rows[f"test_topk[{bits}-{queries}-{k}]"]))
+        (f"{queries} queries, {bits} bits, k = {k}", *_search(rows[_topk(bits, queries, k)]))
         for bits, queries, k in SEARCHES
     ]
     lines.append(("one query, 10 000 items, 64 bits, k = 10, from Python", *_search(rows["test_latency[numpy-8.0]"])))
     lines.append(
         ("1000 queries, 10 million items, 16 bits, k = 10", *_search(rows["test_short_codes[10000000-1.0]"])[:2], "")
     )
+    threads = rows[_topk(*SEARCHES[0])]["threads"]
     for what, name in METRICS.items():
         row = rows[name]
-        lines.append((what, f"{duration(row['seconds'])} in all", f"{number(row['speedup'])}× a loop of argsorts", ""))
+        alone = "" if row["threads"] == threads else f", {row['threads']} thread{'s' * (row['threads'] > 1)}"
+        lines.append(
+            (what + alone, f"{duration(row['seconds'])} in all", f"{number(row['speedup'])}× a loop of argsorts", "")
+        )
     return _table(("search", "a query", "faster than faiss", "of the loop"), lines)
+
+
+def _topk(bits: int, queries: int, k: int) -> str:
+    return f"test_topk[{bits}-{queries}-{k}]"
 
 
 def _search(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -120,12 +123,16 @@ def _search(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return duration(recorded.seconds(dict(row))), times, f"{row['of_limit']:.0%}" if "of_limit" in row else ""
 
 
-def _missed(run: Mapping[str, Any]) -> str:
-    judged = [bench for bench in run["benchmarks"] if "targets_met" in bench]
-    met = sum(bench["targets_met"] for bench in judged)
-    return (
-        f"Of the {len(judged)} recorded searches with a target, {met} meet it; the others are in the file beside them."
-    )
+def _missed(rows: Mapping[str, Any]) -> str:
+    judged = [row for row in rows.values() if "targets_met" in row]
+    met = sum(row["targets_met"] for row in judged)
+    return f"Of the {len(judged)} recorded rows with a target, {met} meet it; all of them are in `bench/results/`."
+
+
+def _on_gpus() -> str:
+    names = [name for name in recorded.names() if recorded.load(name).get("gpu")]
+    runs = ", ".join(f"{recorded.load(name)['gpu']} (bench/results/{name}.json)" for name in names)
+    return f"Runs on GPUs: {runs}." if names else "No run on a GPU is recorded: every speed on one is not yet measured."
 
 
 def written(text: str) -> str:

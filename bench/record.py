@@ -1,7 +1,7 @@
 """A run of the benches as a file to keep: machine, versions, commit, and every row's median and what it says beside it.
 
-    python -m pytest bench/test_training_cpu.py --benchmark-json=RUN.json
-    python bench/record.py RUN.json bench/results/cpu-training.json
+    python -m pytest bench/ --benchmark-json=RUN.json
+    python bench/record.py RUN.json bench/results/cpu.json
 
 Rounds one by one are left out. A run of a changed working tree is refused: nobody could repeat it. --commit names the
 commit of a run outside of a git repository.

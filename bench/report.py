@@ -3,10 +3,10 @@
     python bench/report.py bench/results/cpu-hamming.json --output bench/out
     python bench/report.py NEW.json --against OLD.json
 
-Writes report.md, and as PNG and SVG the speed-ups, the shares of what is possible, peak memory where it was measured,
-and the share by queries at once. --against compares speed-ups where both runs have them, as those do not depend on how
-fast the machine is, and times elsewhere; a row is worse where it lost more than both runs' spread and a tenth. Exit
-status 1: some are.
+Writes report.md, and as PNG and SVG the speed-ups, the shares of what is possible, rooflines, peak memory, and how
+search scales in queries and items, each where the run has it. --against compares speed-ups where both runs have them,
+as those do not depend on how fast the machine is, and times elsewhere; a row is worse where it lost more than both
+runs' spread and a tenth. Exit status 1: some are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import plot_hamming
+import plot_items
+import plot_roofline
 import rows as reading
 from rows import Row
 
@@ -70,7 +72,8 @@ def table(found: Sequence[Row]) -> str:
             cells = row.name, duration(row.seconds), speedup, share, row.rate or "", memory, ", ".join(row.missed)
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    missing = {f"{name} ({reason})": None for row in found for name, reason in row.absent.items()}
+    return "\n\n".join([*parts, *([f"Not measured: {'; '.join(missing)}."] if missing else [])])
 
 
 def speedups(found: Sequence[Row]) -> Figure | None:
@@ -98,9 +101,14 @@ def _pictures(run: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
         figure = draw(found)
         if figure is not None:
             yield name, figure
-    # Share of the limit by queries at once.
+    for kind in plot_roofline.KINDS:
+        roofline = plot_roofline.roofline(run["benchmarks"], kind)
+        if roofline is not None:
+            yield f"roofline-{kind}s", plot_roofline.draw(roofline, kind)
     with contextlib.suppress(ValueError):
-        yield "scaling", plot_hamming.draw(plot_hamming.shares(run))
+        yield "queries", plot_hamming.draw(plot_hamming.shares(run))
+    if items := plot_items.times(run["benchmarks"]):
+        yield "items", plot_items.draw(items)
 
 
 def _short(row: Row) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,7 @@ from record import described
 
 from agmh_fast.recorded import seconds
 
-# What a row may note of the best that is possible: the loop of distances, memory's bandwidth, a kernel's fewest bytes.
-_SHARES = {"of_limit": "distance loop", "of_bandwidth": "read bandwidth", "of_floor": "fewest bytes"}
-_RATES = {"gpairs_per_s": "Gpairs/s", "gb_per_s": "GB/s"}
+_RATES = {"gpairs_per_s": "Gpairs/s", "gflop_per_s": "GFLOP/s", "images_per_s": "images/s", "gb_per_s": "GB/s"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,8 @@ class Row:
     """One bench: seconds a unit of work, times faster than `against`, and the share of `limit` that it reaches.
 
     spread is the relative distance from the median to the middle 60 % (or half of the rounds) of all timings that the
-    speed-up is made of; peaks are bytes by contestant; missed are the figures that miss their target.
+    speed-up is made of; peaks are bytes by contestant; missed are the figures that miss their target; absent says who
+    did not take part, and why. facts is the row as it was recorded.
     """
 
     name: str
@@ -37,6 +35,8 @@ class Row:
     rate: str | None = None
     peaks: Mapping[str, int] = field(default_factory=dict)
     missed: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -54,44 +54,28 @@ def rows(run: Mapping[str, Any]) -> list[Row]:
 
 def _row(bench: Mapping[str, Any]) -> Row:
     contestants = bench.get("contestants", {})
-    # Ours stands first among the contestants, and has its own figures where all have.
-    ours, own = next(iter(contestants.items()), ("ours", {}))
-    facts = {**own, **bench}
-    against = _against(bench, ours)
-    share = next((key for key in _SHARES if key in facts), None)
-    rate = next((f"{facts[key]:.3g} {unit}" for key, unit in _RATES.items() if key in facts), None)
-    targets = bench.get("targets", [])
-    if "target" in bench and "speedup" in bench and bench["speedup"] < bench["target"]:
-        targets = [{"figure": "speedup", "least": bench["target"], "met": False}]
     return Row(
         bench["name"],
         bench["group"],
-        own["p50_s"] if "speedup" in own else seconds(dict(bench)),
-        _spread(bench, ours, against),
-        against if "speedup" in facts else None,
-        facts.get("speedup"),
-        facts[share] if share else None,
-        _SHARES[share] if share else None,
-        rate,
+        seconds(dict(bench)),
+        _spread(bench),
+        bench.get("against"),
+        bench.get("speedup"),
+        bench.get("of_limit"),
+        bench.get("limit"),
+        next((f"{bench[key]:.3g} {unit}" for key, unit in _RATES.items() if key in bench), None),
         {name: each["peak_bytes"] for name, each in contestants.items() if "peak_bytes" in each},
-        tuple(_bound(target) for target in targets if not target["met"]),
+        tuple(_bound(target) for target in bench.get("targets", []) if not target["met"]),
+        bench.get("not_measured", {}),
+        bench,
     )
 
 
-def _against(bench: Mapping[str, Any], ours: str) -> str | None:
-    """Whom the speed-up is over: the named baseline, or the contestant that takes so many times our time."""
-    if "baseline_median_s" in bench:
-        return "published form"
-    if "baseline" in bench or "speedup" not in bench:
-        return bench.get("baseline")
-    others = [(name, each.get("times_ours", math.inf)) for name, each in bench["contestants"].items() if name != ours]
-    return min(others, key=lambda other: abs(other[1] - bench["speedup"]))[0]
-
-
-def _spread(bench: Mapping[str, Any], ours: str, against: str | None) -> float:
+def _spread(bench: Mapping[str, Any]) -> float:
+    """Of our timings and, where there is one, the baseline's."""
     contestants = bench.get("contestants", {})
-    timings = [contestants[name] for name in (ours, against) if name in contestants]
-    if not timings or "p20_s" not in timings[0]:
+    timings = [*list(contestants.values())[:1], *([contestants[bench["against"]]] if "against" in bench else [])]
+    if not timings or any("p20_s" not in each for each in timings):
         return 0.5 * bench["iqr_s"] / bench["median_s"]
     return sum(0.5 * (each["p80_s"] - each["p20_s"]) / each["p50_s"] for each in timings)
 

@@ -1,8 +1,7 @@
 """Images to codes, ResNet-50 at 224², 48 bits: the published forward, our model, and the one made for encoding.
 
-All logits are held against float64 ones first. A row's `extra_info` has p20, p50 and p80 of every contestant, its
-ratio to the published forward and its targets; on a CPU also whether it has a matrix unit for bfloat16, without which
-that target is out of reach.
+All logits are held against float64 ones first. On a CPU a row also says whether it has a matrix unit for bfloat16,
+without which that target is out of reach.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE
-from hamming_targets import SCALE, Target, judged
-from measuring import Timed, percentiles
+from contest import Side, cases
+from limits import Work, roof, roofs
+from measuring import DEVICE
 from published import PublishedAGMH
+from targets import SCALE, Target
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import agmh_fast as af
 
@@ -40,8 +41,8 @@ def _matrix_unit() -> bool:
 
 
 @pytest.mark.benchmark(group="encoding, ResNet-50, 224x224, 48 bits")
-@pytest.mark.parametrize("batch", [8, 1] if DEVICE.type == "cpu" else [256, 8])
-def test_encoding(benchmark, take_turns, say, request, batch):
+@cases("batch", [8] if DEVICE.type == "cpu" else [256], [1] if DEVICE.type == "cpu" else [8])
+def test_encoding(contest, batch):
     model, images = _trained(), torch.randn(batch, 3, SIDE, SIDE, device=DEVICE)
     published = PublishedAGMH(model).to(DEVICE)
     made = {"float32": model.for_encoding(), "bfloat16": model.for_encoding(torch.bfloat16)}
@@ -62,31 +63,20 @@ def test_encoding(benchmark, take_turns, say, request, batch):
         with torch.no_grad():
             return published(images)[0] >= 0
 
-    seconds = take_turns(
+    with FlopCounterMode(display=False) as counter:
+        made["float32"].encode(images)
+    weights = sum(p.numel() for p in made["float32"].parameters())
+    work = Work(4 * (weights + images.numel()), counter.get_total_flops(), "flop", images=batch)
+    targets = [Target("speedup", least=1.6), *([Target("bf16", least=3.5)] if _matrix_unit() else [])]
+    contest(
         {
-            "for_encoding, float32": Timed(lambda: made["float32"].encode(images)),
-            "for_encoding, bfloat16": Timed(lambda: made["bfloat16"].encode(images)),
-            "model.encode": Timed(lambda: model.encode(images)),
-            "published": Timed(forward),
+            "for_encoding, float32": Side(lambda: made["float32"].encode(images)),
+            "for_encoding, bfloat16": Side(lambda: made["bfloat16"].encode(images)),
+            "model.encode": Side(lambda: model.encode(images)),
+            "published": Side(forward),
         },
-        budget=60,
-    )
-    times = {name: percentiles(taken) for name, taken in seconds.items()}
-    for facts in times.values():
-        facts["speedup"] = times["published"]["p50_s"] / facts["p50_s"]
-        facts["images_per_s"] = batch / facts["p50_s"]
-    measured = {name: times[f"for_encoding, {name}"]["speedup"] for name in made}
-    targets = [Target("float32", least=1.6), *([Target("bfloat16", least=3.5)] if _matrix_unit() else [])]
-    say(f"\n{request.node.name}:{'' if _matrix_unit() else ' no matrix unit for bfloat16 here'}")
-    for name, facts in times.items():
-        say(f"  {name}: {facts['p50_s'] * 1e3:.3g} ms, {facts['speedup']:.3g}x, {facts['images_per_s']:.3g} images/s")
-    benchmark.extra_info.update(
-        batch=batch,
-        scale=SCALE,
-        speedup=measured["float32"],
-        rounds=len(seconds["published"]),
-        matrix_unit=_matrix_unit(),
-        errors=errors,
-        contestants=times,
-        **(judged(targets, measured) if batch == 8 and DEVICE.type == "cpu" else {}),
-    )
+        work, "published", roof(work, DEVICE, torch.float32),
+        targets if batch == 8 and DEVICE.type == "cpu" else (),
+        lambda medians: {"bf16": medians["published"] / medians["for_encoding, bfloat16"]}, budget=15,
+        batch=batch, matrix_unit=_matrix_unit(), errors=errors, **roofs(DEVICE, torch.float32),
+    )  # fmt: skip

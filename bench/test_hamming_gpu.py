@@ -9,12 +9,11 @@ AGMH_BENCH_SECONDS, are skipped. Rows are as in test_hamming_cpu.py.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE
-from hamming_contest import Side, argsort_precision, compete
+from contest import Side, cases
+from hamming_contest import argsort_precision, side_of
 from hamming_gpu import (
     MILLION,
     ROWS,
@@ -29,8 +28,9 @@ from hamming_gpu import (
     waiting,
 )
 from hamming_peers import affordable
-from hamming_targets import Target, scaled
-from measuring import copy_bandwidth, synchronize
+from limits import Limit, Work, copy_rate
+from measuring import DEVICE, synchronize
+from targets import Target, scaled
 
 import agmh_fast as af
 from agmh_fast.reference import metrics as reference
@@ -41,13 +41,11 @@ pytestmark = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA devi
 @functools.lru_cache(maxsize=1)
 def rates() -> tuple[float, float]:
     """Bytes a second of a plain copy, population counts a second."""
-    return copy_bandwidth(DEVICE), popcount_rate(DEVICE)
+    return copy_rate(DEVICE), popcount_rate(DEVICE)
 
 
-@pytest.fixture
-def contest(benchmark, take_turns, say, request):
-    """contest(sides, figures, targets, **facts), see `compete`."""
-    return functools.partial(compete, benchmark, take_turns, say, request.node.name)
+def _bound(row: Row) -> Limit:
+    return Limit("memory or population counts", seconds=row.bound(*rates()))
 
 
 def _free_memory() -> int:
@@ -58,7 +56,7 @@ def _free_memory() -> int:
 
 
 @pytest.mark.benchmark(group="k nearest")
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.bits}-{row.items // MILLION}M-{row.queries}-{row.k}")
+@cases("row", ROWS, ids=lambda row: f"{row.bits}-{row.items // MILLION}M-{row.queries}-{row.k}")
 def test_topk(contest, row):
     row = Row(row.bits, scaled(row.items), row.queries, min(row.k, scaled(row.items)))
     rates()
@@ -70,32 +68,26 @@ def test_topk(contest, row):
     found = peer.search(q)
     assert_exact(found, q, x, row.bits, row.k)
     present, absent = rivals(row, x, free)
-    sides = {peer.name: Side.of(peer, q)}
+    sides = {peer.name: side_of(peer, q)}
     for name, rival in present.items():
         rival = waiting(rival, DEVICE)
         try:
             few = affordable(rival.search, q, least=1)
             assert_nearest(rival.search(few), found, q, x, row.bits)
-            sides[name] = Side.of(rival, few)
+            sides[name] = side_of(rival, few)
         except torch.cuda.OutOfMemoryError as error:
             absent[name] = str(error).splitlines()[0]
     del found
-    bandwidth, popcounts = rates()
-    bound = row.bound(bandwidth, popcounts)
-
-    def figures(medians: Any) -> dict[str, float]:
-        own = medians[peer.name]
-        beside = {f"times {name}": medians[name] / own for name in sides if name != peer.name}
-        return {"of_bound": bound / (own * row.queries), "gpairs_per_s": row.items / own / 1e9, **beside}
 
     contest(
-        sides, figures, row.targets(), bits=row.bits, items=row.items, queries=row.queries, k=row.k, absent=absent,
-        copy_bytes_per_s=bandwidth, popcounts_per_s=popcounts, bound_s=bound,
+        sides, Work.search(row.queries, row.items, row.bits, row.queries * row.k), list(sides)[1:],
+        _bound(row), row.targets(),
+        bits=row.bits, items=row.items, queries=row.queries, k=row.k, not_measured=absent, popcounts_per_s=rates()[1],
     )  # fmt: skip
 
 
 @pytest.mark.benchmark(group="large k, against k=100")
-@pytest.mark.parametrize("k", [2048, 65_536])
+@cases("k", [2048, 65_536])
 def test_large_k(contest, k):
     items = scaled(10 * MILLION)
     k = min(k, items)
@@ -104,15 +96,17 @@ def test_large_k(contest, k):
     large, small = ours(x, 64, k, "cuda"), ours(x, 64, min(100, k), "cuda")
     assert_exact(large.search(q), q, x, 64, k)
     contest(
-        {"agmh_fast": Side.of(large, q), "k=100": Side.of(small, q)},
-        lambda medians: {"slowdown": medians["agmh_fast"] / medians["k=100"]},
-        [Target("slowdown", most=3.0)],
+        {"agmh_fast": side_of(large, q), "k=100": side_of(small, q)},
+        Work.search(16, items, 64, 16 * k),
+        limit=_bound(Row(64, items, 16, k)),
+        targets=[Target("slowdown", most=3.0)],
+        figures=lambda medians: {"slowdown": medians["agmh_fast"] / medians["k=100"]},
         bits=64, items=items, queries=16, k=k,
     )  # fmt: skip
 
 
 @pytest.mark.benchmark(group="mAP, 116 931 x 29 200, 48 bits, against a loop of argsorts on the same GPU")
-@pytest.mark.parametrize("ties", ["stable", "expected"])
+@cases("ties", ["stable", "expected"])
 def test_mean_average_precision(contest, ties):
     queries, items = scaled(116_931), scaled(29_200)
     q, x = (random_rows(count, 48, seed, DEVICE) for seed, count in enumerate((queries, items)))
@@ -135,7 +129,9 @@ def test_mean_average_precision(contest, ties):
     few = affordable(loop, torch.arange(queries, device=DEVICE))
     contest(
         {"agmh_fast": Side(all_of_them, queries), "argsort loop": Side(lambda: loop(few), len(few))},
-        lambda medians: {"speedup": medians["argsort loop"] / medians["agmh_fast"]},
+        Work.search(queries, items, 48, 0),
+        "argsort loop",
+        _bound(Row(48, items, queries, 0)),
         [Target("speedup", least=200.0)],
         bits=48, queries=queries, items=items, ties=ties,
     )  # fmt: skip

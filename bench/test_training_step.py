@@ -1,4 +1,4 @@
-"""A step of training from JPEG files, ResNet-50 at 224², batch 32, 48 bits, N = 5994: the published step and ours.
+"""A step of training from JPEG files, ResNet-50 at 224², 48 bits, N = 5994: the published step and ours.
 
 Parts are timed one by one, forward and backward of each, with the graph cut between them: data, backbone, descriptors
 (with the mean and the hash layer), attention with the dispersion loss, hashing loss, optimiser. `whole` is the same
@@ -6,7 +6,7 @@ step uncut, without data; its ratio to the published one has the targets. Losses
 ones first. Data: the published loader decodes, crops and normalises an image at a time; ours reads a cache.
 `python bench/plot_training_step.py RUN.json OUT.png` draws the parts.
 
-AGMH_BENCH_SCALE=0.1 takes a small batch of small images, to try the bench itself.
+The targets are those of batch 32. AGMH_BENCH_SCALE=0.1 takes small images, to try the bench itself.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE
-from hamming_targets import SCALE, Target, judged
+from contest import Side, cases
 from jpegs import jpeg_data, published_batch
-from measuring import Clock, Timed, percentiles
+from limits import Work, roof, roofs
+from measuring import DEVICE, Clock
 from published import PublishedAGMH
+from targets import SCALE, Target
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import agmh_fast as af
 import agmh_fast.functional as F
@@ -32,7 +34,7 @@ from agmh_fast.reference.dispersion import attention_dispersion
 from agmh_fast.train import TrainConfig
 from agmh_fast.train.step import Step
 
-BATCH, SIDE = (32, 224) if SCALE >= 1 else (4, 64)
+SIDE = 224 if SCALE >= 1 else 64
 COUNT, BITS, ROUNDS = 5994, 48, 5
 PARTS = ("data", "backbone", "descriptors", "attention", "hashing loss", "optimiser")
 Cut = dict[str, float]
@@ -158,56 +160,58 @@ def _entrants() -> tuple[dict[str, Published | Ours], Tensor]:
     }, sampled
 
 
-@pytest.mark.benchmark(group="training step, ResNet-50, 224x224, batch 32, 48 bits, N=5994")
-def test_training_step(benchmark, take_turns, say, request, tmp_path):
+@pytest.mark.benchmark(group="training step, ResNet-50, 224x224, 48 bits, N=5994")
+@cases("batch", [8], [32])
+def test_training_step(contest, say, tmp_path, batch):
     entrants, sampled = _entrants()
-    data = jpeg_data(tmp_path / "images", BATCH, SIDE)
+    data = jpeg_data(tmp_path / "images", batch, SIDE)
     from_cache = cached(data, tmp_path / "cache", lambda line: None).database
-    order = torch.arange(BATCH)
+    order = torch.arange(batch)
 
     def images_of(name: str) -> Tensor:
         if name == "published":
             return published_batch(data.database, order, SIDE)
         return from_cache.load(order, torch.Generator().manual_seed(0))
 
-    items = sampled[:BATCH]
-    images = torch.randn(BATCH, 3, SIDE, SIDE, device=DEVICE)
-    losses = {name: float(entrant.whole(items, images)) for name, entrant in entrants.items()}
+    items = sampled[:batch]
+    images = torch.randn(batch, 3, SIDE, SIDE, device=DEVICE)
+    losses = {}
+    for name, entrant in entrants.items():
+        with FlopCounterMode(display=False) as counter:
+            losses[name] = float(entrant.whole(items, images))
     # From the same weights: sums of float32 in other orders, of which a GPU's convolutions keep 10 bits (TF32);
     # bfloat16 rounds the activations of some hundred layers.
     assert losses["ours, fp32"] == pytest.approx(losses["published"], rel=1e-3 if DEVICE.type == "cuda" else 1e-4)
     assert losses["ours, bf16"] == pytest.approx(losses["published"], rel=0.05)
 
-    seconds = take_turns(
-        {name: Timed(lambda entrant=entrants[name]: entrant.whole(items, images)) for name in ORDER},
-        rounds=ROUNDS,
-    )
-    cuts: dict[str, list[Cut]] = {name: [] for name in entrants}
-    for _ in range(ROUNDS):
-        for name, entrant in entrants.items():
-            timer = Timer()
-            timer("data", lambda name=name: images_of(name))
-            entrant.parts(items, images, timer)
-            cuts[name].append(timer.seconds)
-    say(f"\n{request.node.name}:")
-    rivals: dict[str, Any] = {}
-    for name in entrants:
-        facts: dict[str, Any] = percentiles(seconds[name])
-        facts["speedup"] = statistics.median(seconds["published"]) / facts["p50_s"]
-        facts["parts_s"] = {part: statistics.median(cut[part] for cut in cuts[name]) for part in PARTS}
-        rivals[name] = facts
-        shown = ", ".join(f"{part} {taken * 1e3:.3g}" for part, taken in facts["parts_s"].items())
-        say(f"  {name}: {facts['p50_s'] * 1e3:.4g} ms, {facts['speedup']:.3g}x; {shown} ms")
-    measured = {precision: rivals[f"ours, {precision}"]["speedup"] for precision in ("fp32", "bf16")}
+    parts = {
+        name: _parts(entrant, items, images, lambda name=name: images_of(name)) for name, entrant in entrants.items()
+    }
+    for name, cut in parts.items():
+        say(f"\n  {name}: {', '.join(f'{part} {taken * 1e3:.3g}' for part, taken in cut.items())} ms")
+    sides = {
+        name: Side(lambda entrant=entrants[name]: entrant.whole(items, images), facts={"parts_s": parts[name]})
+        for name in ORDER
+    }
     unit = DEVICE.type == "cuda" or bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
-    targets = [Target("fp32", least=1.3), *([Target("bf16", least=2.2)] if unit else [])]
-    benchmark.extra_info.update(
-        batch=BATCH,
-        scale=SCALE,
-        speedup=measured["fp32"],
-        rounds=ROUNDS,
-        matrix_unit=unit,
-        losses=losses,
-        contestants=rivals,
-        **(judged(targets, measured) if DEVICE.type == "cpu" else {}),
-    )
+    targets = [Target("speedup", least=1.3), *([Target("bf16", least=2.2)] if unit else [])]
+    parameters = sum(p.numel() for p in entrants["published"].model.parameters())
+    # Parameters, gradients and momenta, read and written; images.
+    work = Work(4 * (6 * parameters + images.numel()), counter.get_total_flops(), "flop", images=batch)
+    contest(
+        sides, work, "published", roof(work, DEVICE, torch.float32),
+        targets if batch == 32 and DEVICE.type == "cpu" else (),
+        lambda medians: {"bf16": medians["published"] / medians["ours, bf16"]}, rounds=ROUNDS,
+        batch=batch, matrix_unit=unit, losses=losses, **roofs(DEVICE, torch.float32),
+    )  # fmt: skip
+
+
+def _parts(entrant: Published | Ours, items: Tensor, images: Tensor, data: Callable[[], Tensor]) -> Cut:
+    """Median seconds of every part."""
+    cuts: list[Cut] = []
+    for _ in range(ROUNDS):
+        timer = Timer()
+        timer("data", data)
+        entrant.parts(items, images, timer)
+        cuts.append(timer.seconds)
+    return {part: statistics.median(cut[part] for cut in cuts) for part in PARTS}

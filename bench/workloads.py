@@ -11,83 +11,23 @@ obstacle here. torch.compile of the published computation is made with `compiled
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
+from contestants import PUBLISHED, Contestant, Named, Outputs, Workload, serving
+from hashing_workloads import discrete_step, hashing_loss
+from targets import SCALE, scaled
 from torch import Tensor, nn
 
 import agmh_fast.functional as af
 from agmh_fast.modules import StepwiseExternalAttention
 from agmh_fast.official import Feat_Loss, SIExtAttn
-from agmh_fast.reference import hashing as reference
 from agmh_fast.reference.attention import StepwiseExternalAttention as PublishedAttention
+from agmh_fast.reference.descriptor import DescriptorGroup
 from agmh_fast.reference.dispersion import attention_dispersion
-from agmh_fast.train import HashingState
 
-Outputs = Sequence[Tensor]
-Named = dict[str, Tensor]
-
-BATCH, DESCRIPTORS, CHANNELS, SIDE, SLOTS = 32, 6, 512, 14, 128
-PUBLISHED, COMPILED = "published", "published, torch.compile"
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One way to compute a workload. `weights` are the gradients of the outputs; `common` names what all compute."""
-
-    forward: Callable[[], Outputs]
-    leaves: Sequence[Tensor]
-    common: Callable[[Outputs, Sequence[Tensor]], Named]
-    weights: Sequence[Tensor] | None = None
-
-    def gradients(self, outputs: Outputs) -> Sequence[Tensor]:
-        """Of every leaf."""
-        return torch.autograd.grad(outputs, self.leaves, self.weights)
-
-    def results(self) -> Named:
-        """What all contestants compute, by name."""
-        outputs = self.forward()
-        grads = self.gradients(outputs) if self.leaves else ()
-        return {name: tensor.detach() for name, tensor in self.common(outputs, grads).items()}
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A race: its contestants, the exact answer, the error allowed beside twice the baseline's, and the fewest bytes
-    that forward and backward move. A band of 0 asks for the exact answer itself of all but the published computation.
-    """
-
-    contestants: dict[str, Contestant]
-    exact: Callable[[], Named]
-    band: float
-    forward_bytes: int
-    backward_bytes: int = 0
-    baseline: str = PUBLISHED
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        """What can be timed."""
-        return ("forward", "backward", "both") if self.contestants[self.baseline].leaves else ("forward",)
-
-    def minimal_bytes(self, direction: str) -> int:
-        """The fewest bytes that must move."""
-        parts = {"forward": self.forward_bytes, "backward": self.backward_bytes}
-        return parts.get(direction, sum(parts.values()))
-
-
-def compiled(workload: Workload) -> Contestant:
-    """The published computation under torch.compile; it is compiled when it is first called."""
-    published = workload.contestants[PUBLISHED]
-    return dataclasses.replace(published, forward=torch.compile(published.forward))
-
-
-def serving(op: str, *args: object) -> list[str]:
-    """Implementations of an op that can serve these arguments, less the reference."""
-    implementations = af.OPS[op].implementations
-    return [name for name in implementations if name != "reference" and af.OPS[op].obstacle(name, *args) is None]
+BATCH, DESCRIPTORS, CHANNELS, SIDE, SLOTS = (32, 6, 512, 14, 128) if SCALE >= 1 else (4, 6, 64, 6, 128)
 
 
 def attention_modules(
@@ -184,7 +124,9 @@ def _attention(path: str, device: torch.device, dtype: torch.dtype) -> Workload:
     # gradient each.
     moved = (2 * 2 / (BATCH * DESCRIPTORS * SIDE**2)) ** 0.5
     bytes_moved = _attention_bytes(dtype.itemsize)
-    return Workload(contestants, exact, 10 * torch.finfo(dtype).eps + moved, *bytes_moved)
+    # The swapped names would compute real maps for whoever counts.
+    counted = Contestant(through_functional("torch"), [features, *fused.parameters()], stacked)
+    return Workload(contestants, exact, 10 * torch.finfo(dtype).eps + moved, *bytes_moved, counted=counted)
 
 
 # Our parameters that have a published twin of the same elements in the same order.
@@ -253,82 +195,49 @@ def _descriptor(device: torch.device, dtype: torch.dtype) -> Workload:
     return Workload(contestants, exact, 10 * eps + eps**0.5, 3 * each, 5 * each)
 
 
-def _hashing_state(count: int, bits: int, device: torch.device) -> tuple[HashingState, Tensor]:
-    """A database of 101 classes at the start of an outer iteration with 2000 sampled items."""
+def _encoding(device: torch.device, dtype: torch.dtype) -> Workload:
+    """Features of a ResNet-50 (32, 2048, 7, 7) to logits of 48 bits: convolution, BatchNorm, ReLU, mean and Θ."""
     torch.manual_seed(0)
-    state = HashingState(torch.randint(0, 101, (count,)).to(device), bits)
-    sampled = torch.randperm(count)[:2000].to(device)
-    state.codes = state.codes.sign()
-    state.begin_iteration(sampled)
-    return state, sampled
+    side, channels, bits = max(SIDE // 2, 1), 4 * CHANNELS, 48
+    group = DescriptorGroup(channels, DESCRIPTORS, CHANNELS).eval().to(device, dtype)
+    for conv, norm, _ in group.conv_list:
+        nn.init.normal_(conv.bias, std=0.1)
+        nn.init.normal_(norm.running_mean, std=0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    x = torch.randn(BATCH, channels, side, side, device=device).relu().to(dtype)
+    theta = torch.randn(bits, DESCRIPTORS * CHANNELS, device=device)
+    if device.type == "cuda":
+        x = x.contiguous(memory_format=torch.channels_last)
 
+    def published(group: DescriptorGroup, x: Tensor, theta: Tensor) -> Outputs:
+        with torch.no_grad():
+            return (torch.cat([f.mean(dim=(2, 3)) for f in group(x)], dim=1) @ theta.T,)
 
-def _hashing_loss(device: torch.device, dtype: torch.dtype) -> Workload:
-    """Pairwise and quantization loss of 32 images, 48 bits, N = 75 750."""
-    count, bits = 75_750, 48
-    state, sampled = _hashing_state(count, bits, device)
-    embedding, items = torch.tanh(torch.randn(BATCH, bits, device=device)).requires_grad_(), sampled[:BATCH]
-    similarity = reference.similarity(state.labels[sampled], state.labels, torch.float32)[:BATCH]
+    def together(part: int, name: str) -> Tensor:
+        return torch.cat([getattr(group.conv_list[d][part], name).detach() for d in range(DESCRIPTORS)])
 
-    def published(u: Tensor, codes: Tensor, s: Tensor) -> Outputs:
-        pairwise = reference.pairwise_loss(u, codes, s)
-        return (pairwise + reference.quantization_loss(u, codes[items], count, state.gamma),)
-
-    def common(outputs: Outputs, grads: Sequence[Tensor]) -> Named:
-        return {"loss": outputs[0], "embedding": grads[0]}
-
-    def through(impl: str) -> Contestant:
-        return Contestant(
-            lambda: (af.asymmetric_hashing_loss(embedding, items, state, impl=impl).total,), [embedding], common
-        )
-
-    def exact() -> Named:
-        u, s = embedding.detach().double().requires_grad_(), similarity.double()
-        return Contestant(lambda: published(u, state.codes.double(), s), [u], common).results()
-
-    contestants = {
-        PUBLISHED: Contestant(lambda: published(embedding, state.codes, similarity), [embedding], common),
-        **{impl: through(impl) for impl in serving("asymmetric_hashing_loss", embedding, items, state)},
-    }
-    # The batch's embedding, targets (float64) and codes, the Gram matrix (float64); backward reads them again.
-    bytes_moved = BATCH * bits * (4 + 8 + 4) + 8 * bits**2
-    # Sums of N float32 products in whatever order.
-    band = torch.finfo(dtype).eps * count**0.5
-    return Workload(contestants, exact, band, bytes_moved, bytes_moved + 4 * BATCH * bits)
-
-
-def _discrete_step(count: int, bits: int, device: torch.device, dtype: torch.dtype) -> Workload:
-    """A sweep over the bits of N codes for 2000 sampled items; S is given to the published form for free."""
-    state, sampled = _hashing_state(count, bits, device)
-    embeddings = torch.tanh(torch.randn(2000, bits, device=device))
-    dense = count * len(sampled) <= 2 * 10**8
-    similarity = reference.similarity(state.labels[sampled], state.labels, torch.float32) if dense else None
-
-    def published() -> Outputs:
-        """As published, in float32: for every bit B' times U'ᵀu, without the bit's own column."""
-        B, spread = state.codes.clone(), torch.zeros_like(state.codes)
-        spread[sampled] = embeddings
-        Q = (bits * similarity).T @ embeddings + state.gamma * spread
-        for bit in range(bits):
-            others = [i for i in range(bits) if i != bit]
-            B[:, bit] = (Q[:, bit] - B[:, others] @ embeddings[:, others].T @ embeddings[:, bit]).sign()
-        return (B,)
-
-    def common(outputs: Outputs, grads: Sequence[Tensor]) -> Named:
-        return {"codes": outputs[0]}
+    weight, bias = together(0, "weight").flatten(1), together(0, "bias")
+    norm = [together(1, name).float() for name in ("weight", "bias", "running_mean", "running_var")]
 
     def through(impl: str) -> Contestant:
-        return Contestant(lambda: (af.OPS["update_database_codes"](state, embeddings, sampled, impl=impl),), [], common)
+        return Contestant(lambda: (af.encode_descriptors(x, weight, bias, *norm, theta, impl=impl)[1],), [], common)
 
-    def exact() -> Named:
-        impl = "reference" if dense else "torch"
-        return {"codes": af.OPS["update_database_codes"](state, embeddings, sampled, impl=impl)}
+    def common(outputs: Outputs, grads: Sequence[Tensor]) -> Named:
+        return {"logits": outputs[0]}
 
-    contestants = {PUBLISHED: Contestant(published, [], common)} if dense else {}
-    contestants |= {impl: through(impl) for impl in serving("update_database_codes", state, embeddings, sampled)}
-    # Codes in and out, two int64 an item that say which targets and embeddings are its own.
-    bytes_moved = count * (8 * bits + 16)
-    return Workload(contestants, exact, 0, bytes_moved, baseline=PUBLISHED if dense else "torch")
+    contestants = {PUBLISHED: Contestant(lambda: published(group, x, theta.to(dtype)), [], common)}
+    contestants |= {impl: through(impl) for impl in serving("encode_descriptors", x, weight, bias, *norm, theta)}
+    # The features and every weight once; the codes are nothing beside them.
+    size = (x.numel() + weight.numel()) * dtype.itemsize + theta.numel() * 4
+    band = 10 * torch.finfo(dtype).eps
+    return Workload(
+        contestants,
+        lambda: common(published(copy.deepcopy(group).double(), x.double(), theta.double()), ()),
+        band,
+        size,
+        # The same products; an op of ours is one operator to whoever counts.
+        counted=contestants[PUBLISHED],
+    )
 
 
 # The published form keeps S and a copy of it, 16 bytes a pair, which a database of a million has no room for.
@@ -336,8 +245,9 @@ WORKLOADS: dict[str, Callable[[torch.device, torch.dtype], Workload]] = {
     "attention_dispersion.functional": functools.partial(_attention, "functional"),
     "attention_dispersion.official": functools.partial(_attention, "official"),
     "descriptor": _descriptor,
-    "hashing_loss": _hashing_loss,
-    "discrete_step.5994": functools.partial(_discrete_step, 5_994, 48),
-    "discrete_step.75750": functools.partial(_discrete_step, 75_750, 48),
-    "discrete_step.1000000": functools.partial(_discrete_step, 1_000_000, 64),
+    "encoding": _encoding,
+    "hashing_loss": hashing_loss,
+    "discrete_step.5994": functools.partial(discrete_step, scaled(5_994, 4000), 48),
+    "discrete_step.75750": functools.partial(discrete_step, scaled(75_750, 4000), 48),
+    "discrete_step.1000000": functools.partial(discrete_step, scaled(1_000_000, 4000), 64),
 }

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,21 +21,24 @@ SMALL = {"BATCH": 2, "CHANNELS": 16, "SIDE": 3}
 def bench(monkeypatch):
     """The benches' own modules, at small shapes."""
     monkeypatch.syspath_prepend(str(BENCH))
+    import contestants
+    import hashing_workloads
     import measuring
     import workloads
 
     for name, value in SMALL.items():
         monkeypatch.setattr(workloads, name, value)
-    return measuring, workloads
+    return SimpleNamespace(
+        measuring=measuring, workloads=workloads, hashing=hashing_workloads, PUBLISHED=contestants.PUBLISHED
+    )
 
 
 @pytest.mark.parametrize(
     "name", ["attention_dispersion.functional", "attention_dispersion.official", "descriptor", "hashing_loss"]
 )
 def test_everyone_computes_the_same(bench, name):
-    _, workloads = bench
-    workload = workloads.WORKLOADS[name](torch.device("cpu"), torch.float32)
-    assert {workloads.PUBLISHED, "torch"} <= set(workload.contestants)
+    workload = bench.workloads.WORKLOADS[name](torch.device("cpu"), torch.float32)
+    assert {bench.PUBLISHED, "torch"} <= set(workload.contestants)
     exact = workload.exact()
     for rival, contestant in workload.contestants.items():
         results = contestant.results()
@@ -48,33 +52,46 @@ def test_everyone_computes_the_same(bench, name):
     assert both == forward + backward
     assert forward > 0
     assert backward > 0
+    products = workload.products()
+    assert products["both"] == products["forward"] + products["backward"]
+    # BatchNorm, ReLU and means have none.
+    assert (products["forward"] > 0) == (products["backward"] > 0) == (name != "descriptor")
+
+
+def test_everyone_encodes_the_same(bench):
+    workload = bench.workloads.WORKLOADS["encoding"](torch.device("cpu"), torch.float32)
+    assert {bench.PUBLISHED, "torch"} == set(workload.contestants)
+    (expected,) = workload.exact().values()
+    assert expected.dtype == torch.float64
+    for contestant in workload.contestants.values():
+        (logits,) = contestant.results().values()
+        assert float((logits.double() - expected).norm() / expected.norm()) < 1e-5
+    # A convolution of 64 to 6 · 16 channels at one position, and Θ, of two images.
+    assert workload.products()["forward"] == 2 * 2 * (64 * 96 + 96 * 48)
 
 
 def test_everyone_finds_the_same_codes(bench):
-    _, workloads = bench
-    workload = workloads._discrete_step(2500, 24, torch.device("cpu"), torch.float32)
+    workload = bench.hashing.discrete_step(2500, 24, torch.device("cpu"), torch.float32)
     (expected,) = workload.exact().values()
     for rival, contestant in workload.contestants.items():
         (codes,) = contestant.results().values()
         # The published form sums in float32: a decision near zero may differ.
         wrong = float((codes != expected).float().mean())
-        assert wrong <= (1e-3 if rival == workloads.PUBLISHED else 0), rival
+        assert wrong <= (1e-3 if rival == bench.PUBLISHED else 0), rival
     assert workload.directions == ("forward",)
 
 
 def test_the_published_sizes_have_the_bytes_of_the_table(bench, monkeypatch):
     """kernels/peak_response/README.md, bfloat16: F is 38.5 MB and h 9.6; each is read or written so many times."""
-    _, workloads = bench
     for name, value in {"BATCH": 32, "CHANNELS": 512, "SIDE": 14}.items():
-        monkeypatch.setattr(workloads, name, value)
-    forward, backward = workloads._attention_bytes(2)
+        monkeypatch.setattr(bench.workloads, name, value)
+    forward, backward = bench.workloads._attention_bytes(2)
     assert forward == pytest.approx(2 * 38.5e6 + 3 * 9.6e6, rel=0.03)
     assert backward == pytest.approx(2 * 38.5e6 + 5 * 9.6e6, rel=0.06)
 
 
 def test_percentiles(bench):
-    measuring, _ = bench
-    assert measuring.percentiles([5, 1, 2, 3, 4, 6]) == {"p20_s": 2, "p50_s": 3.5, "p80_s": 5}
+    assert bench.measuring.percentiles([5, 1, 2, 3, 4, 6]) == {"p20_s": 2, "p50_s": 3.5, "p80_s": 5}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
@@ -95,12 +112,11 @@ print(resident_peak(lambda: x + 1), resident_peak(lambda: (x + 1) * 2), resident
 
 
 def test_a_preparation_is_not_timed(bench):
-    measuring, _ = bench
     calls = []
-    timed = measuring.Timed(lambda value: calls.append(value), prepare=lambda: len(calls))
+    timed = bench.measuring.Timed(lambda value: calls.append(value), prepare=lambda: len(calls))
     once = timed.once()
     assert not calls
-    measuring.Clock(torch.device("cpu")).seconds(once)
+    bench.measuring.Clock(torch.device("cpu")).seconds(once)
     assert calls == [0]
 
 

@@ -31,9 +31,9 @@ def peers():
 
 @pytest.fixture
 def targets():
-    import hamming_targets
+    import targets
 
-    return hamming_targets
+    return targets
 
 
 @pytest.mark.parametrize("bits", [5, 12, 16, 24, 32, 48, 64, 128, 200])
@@ -188,14 +188,25 @@ def test_a_trial_shrinks_databases_but_not_to_nothing(targets, monkeypatch):
     assert [targets.scaled(count) for count in (1_000_000, 10_000, 100)] == [10_000, 512, 100]
 
 
+def _searched(name, bits, queries, **other):
+    row = {"bits": bits, "queries": queries, "k": 100, "items": 10**6, "scale": 1, "limit": "distance loop"}
+    return {"name": f"test_{name}[{bits}-{queries}]", **row, **other}
+
+
 ROWS = [
-    {"bits": 64, "queries": 256, "k": 100, "scale": 1, "of_limit": 1.5},
-    {"bits": 64, "queries": 16, "k": 100, "scale": 1, "of_limit": 0.5},
-    {"bits": 32, "queries": 16, "k": 100, "scale": 1, "of_limit": 0.7},
-    {"bits": 64, "queries": 1, "k": 10, "scale": 1, "of_limit": 9.0},
-    {"bits": 64, "queries": 1, "k": 100, "scale": 0.01, "of_limit": 9.0},
-    {"bits": 64, "queries": 1, "k": 100, "scale": 1, "slowdown": 9.0},
+    _searched("topk", 64, 256, of_limit=1.5),
+    _searched("share_of_the_limit", 64, 16, of_limit=0.5),
+    _searched("topk", 32, 16, of_limit=0.7),
+    _searched("topk", 64, 1, of_limit=9.0, k=10),
+    _searched("topk", 64, 1, of_limit=9.0, scale=0.01),
+    # Masked, and on a GPU.
+    _searched("masked", 64, 1, of_limit=9.0),
+    _searched("topk", 64, 1, of_limit=9.0, limit="memory or population counts"),
 ]
+
+
+def _in_a_run(row, recorded):
+    return row if recorded else {"name": row["name"], "extra_info": row}
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -203,7 +214,7 @@ def test_the_picture_has_a_line_for_each_width(recorded, tmp_path):
     pytest.importorskip("matplotlib")
     import plot_hamming
 
-    run = {"benchmarks": [row if recorded else {"extra_info": row} for row in ROWS]}
+    run = {"benchmarks": [_in_a_run(row, recorded) for row in ROWS]}
     assert plot_hamming.shares(run) == {32: [(16, 0.7)], 64: [(16, 0.5), (256, 1.5)]}
     source, picture = tmp_path / "run.json", tmp_path / "out.png"
     source.write_text(json.dumps(run))
@@ -211,7 +222,9 @@ def test_the_picture_has_a_line_for_each_width(recorded, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("content", ['{"benchmarks": []}', '{"benchmarks": [{"extra_info": {}}]}', "not JSON"])
+@pytest.mark.parametrize(
+    "content", ['{"benchmarks": []}', '{"benchmarks": [{"name": "test_sum", "extra_info": {}}]}', "not JSON"]
+)
 def test_a_run_without_searches_is_refused_in_one_line(content, tmp_path, capsys):
     import plot_hamming
 

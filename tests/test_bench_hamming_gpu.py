@@ -125,7 +125,7 @@ def test_without_a_gpu_or_time_rows_are_skipped_and_say_so():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
-    command += ["bench/test_hamming_gpu.py", "bench/test_hamming_cpu.py::test_latency"]
+    command += ["bench/test_hamming_gpu.py", "bench/test_hamming_cases.py::test_latency"]
     environment = {**os.environ, "AGMH_BENCH_SECONDS": "0"}
     run = subprocess.run(command, capture_output=True, text=True, cwd=BENCH.parent, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -18,18 +18,30 @@ MACHINE = {
     "cores": 2,
     "gpu": None,
 }
-# One of each kind: a race of two, a search beside its limit, a kernel beside everyone.
+# One of each kind: a race of which only medians are known, a search beside its limit, a kernel beside everyone.
 RACE = {"name": "test_race", "group": "races", "median_s": 0.25, "iqr_s": 0.05, "rounds": 7}
-RACE |= {"baseline_median_s": 1.0, "speedup": 4.0, "target": 5}
+RACE |= {"speedup": 4.0, "against": "published", "contestants": {"ours": {"p50_s": 0.25}, "published": {"p50_s": 1.0}}}
+RACE |= {"targets": [{"figure": "speedup", "least": 5, "measured": 4.0, "met": False}]}
 SEARCH = {
-    "name": "test_search[64]",
+    "name": "test_topk[64-256-100]",
     "group": "searches",
-    "median_s": 0.1,
+    "median_s": 256e-6,
     "iqr_s": 0.01,
     "rounds": 5,
     "speedup": 10.0,
+    "against": "faiss",
+    "limit": "distance loop",
     "of_limit": 0.5,
     "gpairs_per_s": 12.0,
+    "bits": 64,
+    "queries": 256,
+    "k": 100,
+    "items": 10**6,
+    "scale": 1,
+    "bytes": 8 * 10**6,
+    "operations": 256 * 10**6,
+    "operation": "pair",
+    "copy_gb_per_s": 10.0,
     "targets": [{"figure": "of_limit", "least": 1.0, "measured": 0.5, "met": False}],
     "contestants": {
         "agmh_fast": {"p20_s": 0.9e-6, "p50_s": 1e-6, "p80_s": 1.1e-6, "times_ours": 1.0},
@@ -37,20 +49,31 @@ SEARCH = {
         "faiss": {"p20_s": 9e-6, "p50_s": 1e-5, "p80_s": 1.3e-5, "times_ours": 10.0},
     },
 }
+FEWER = SEARCH | {"name": "test_items[10000-256]", "items": 10**4}
 KERNEL = {
     "name": "test_kernel[forward]",
     "group": "kernels",
     "median_s": 0.002,
     "iqr_s": 0.0001,
     "rounds": 5,
-    "baseline": "published",
+    "speedup": 3.0,
+    "against": "published",
+    "limit": "products",
+    "of_limit": 0.25,
+    "gflop_per_s": 50.0,
+    "gb_per_s": 5.0,
+    "bytes": 10**7,
+    "operations": 10**8,
+    "operation": "flop",
+    "copy_gb_per_s": 10.0,
+    "product_gflop_per_s": 200.0,
+    "not_measured": {"published, torch.compile": "no compiler"},
     "contestants": {
-        "cpu": {"p20_s": 0.002, "p50_s": 0.002, "p80_s": 0.002, "speedup": 3.0, "of_floor": 0.25, "peak_bytes": 10**6},
-        "published": {"p20_s": 0.006, "p50_s": 0.006, "p80_s": 0.006, "speedup": 1.0, "peak_bytes": 10**7},
+        "cpu": {"p20_s": 0.002, "p50_s": 0.002, "p80_s": 0.002, "peak_bytes": 10**6},
+        "published": {"p20_s": 0.006, "p50_s": 0.006, "p80_s": 0.006, "peak_bytes": 10**7},
     },
 }
-CPU = KERNEL["contestants"]["cpu"]
-RUN = MACHINE | {"benchmarks": [RACE, SEARCH, KERNEL]}
+RUN = MACHINE | {"benchmarks": [RACE, SEARCH, FEWER, KERNEL]}
 
 
 @pytest.fixture(autouse=True)
@@ -88,14 +111,15 @@ def files(tmp_path):
 def test_every_kind_of_row_is_read():
     import rows
 
-    race, search, kernel = rows.rows(RUN)
-    assert (race.seconds, race.speedup, race.against, race.missed) == (0.25, 4.0, "published form", ("speedup >= 5",))
+    race, search, _, kernel = rows.rows(RUN)
+    assert (race.seconds, race.speedup, race.against, race.missed) == (0.25, 4.0, "published", ("speedup >= 5",))
     assert race.spread == pytest.approx(0.1)
     assert (search.seconds, search.speedup, search.against) == (1e-6, 10.0, "faiss")
     assert (search.share, search.limit, search.rate) == (0.5, "distance loop", "12 Gpairs/s")
     assert search.missed == ("of_limit >= 1",)
     assert search.spread == pytest.approx(0.1 + 0.2)
     assert (kernel.seconds, kernel.speedup, kernel.against, kernel.share) == (0.002, 3.0, "published", 0.25)
+    assert (kernel.limit, kernel.rate) == ("products", "50 GFLOP/s")
     assert kernel.peaks == {"cpu": 10**6, "published": 10**7}
 
 
@@ -105,13 +129,43 @@ def test_the_report_has_a_table_and_pictures(report, files, tmp_path, capsys):
     assert report.main([str(source), "--output", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "No GPU: nothing here was measured on one." in text
-    assert "| test_search[64] | 1 µs | 10× faiss | 50% of distance loop | 12 Gpairs/s |  | of_limit >= 1 |" in text
+    assert (
+        "| test_topk[64-256-100] | 1 µs | 10× faiss | 50% of distance loop | 12 Gpairs/s |  | of_limit >= 1 |" in text
+    )
     assert "cpu 1 MB, published 10 MB" in text
-    for picture in ("speedups", "shares", "memory"):
+    assert "Not measured: published, torch.compile (no compiler)." in text
+    for picture in ("speedups", "shares", "memory", "roofline-flops", "roofline-pairs", "queries", "items"):
         assert f"![{picture} of run0](run0-{picture}.svg)" in text
         assert (tmp_path / "out" / f"run0-{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / "out" / f"run0-{picture}.svg").read_text()
-    assert not (tmp_path / "out" / "run0-scaling.png").exists()
+
+
+def test_a_picture_that_a_run_has_nothing_for_is_left_out(report, files, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert report.main([str(files(MACHINE | {"benchmarks": [RACE]})), "--output", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.glob("run0-*.png")} == {"run0-speedups.png"}
+
+
+def test_rooflines_are_of_what_was_measured():
+    import plot_roofline
+
+    products = plot_roofline.roofline(RUN["benchmarks"], "flop")
+    assert (products.bytes_per_s, products.most) == (1e10, 2e11)
+    assert products.points == {"kernel": [(10, 5e10)]}
+    bits = plot_roofline.roofline(RUN["benchmarks"], "pair")
+    # The loop is twice as fast as the search: 12 / 0.5 Gpairs of 64 bits.
+    assert bits.most == pytest.approx(24e9 * 64)
+    ((x, y), _) = bits.points["64 bits"]
+    assert (x, y) == pytest.approx((32 * 64, 12e9 * 64))
+    # A trial at another scale has no place in it.
+    assert plot_roofline.roofline([SEARCH | {"scale": 0.01}], "pair") is None
+
+
+def test_time_by_items_has_a_line_where_there_are_several():
+    import plot_items
+
+    assert plot_items.times(RUN["benchmarks"]) == {256: [(10**4, 1e-6, 0.5e-6), (10**6, 1e-6, 0.5e-6)]}
+    assert plot_items.times([SEARCH]) == {}
 
 
 def test_a_run_on_a_gpu_names_it(report):
@@ -128,12 +182,12 @@ def test_a_run_on_a_gpu_names_it(report):
         ("test_race", {"speedup": 3.1}, "WORSE", 1),
         ("test_race", {"speedup": 5.0}, "better", 0),
         # Slower, but so was the baseline.
-        ("test_race", {"median_s": 0.5, "iqr_s": 0.1, "baseline_median_s": 2.0}, "within noise", 0),
+        ("test_race", {"contestants": {"ours": {"p50_s": 0.5}, "published": {"p50_s": 2.0}}}, "within noise", 0),
         # Without a baseline the time decides.
-        ("test_race", {"median_s": 0.4, "speedup": None}, "WORSE", 1),
+        ("test_race", {"contestants": {"ours": {"p50_s": 0.4}}, "speedup": None}, "WORSE", 1),
         # No spread at all: a tenth is noise.
-        ("test_kernel[forward]", {"contestants": {"cpu": CPU | {"speedup": 2.8}}}, "within", 0),
-        ("test_kernel[forward]", {"contestants": {"cpu": CPU | {"speedup": 2.6}}}, "WORSE", 1),
+        ("test_kernel[forward]", {"speedup": 2.8}, "within", 0),
+        ("test_kernel[forward]", {"speedup": 2.6}, "WORSE", 1),
     ],
 )
 def test_what_counts_as_worse(report, files, capsys, row, values, verdict, status):
@@ -141,7 +195,7 @@ def test_what_counts_as_worse(report, files, capsys, row, values, verdict, statu
     for run in (new, old):
         for bench in run["benchmarks"]:
             if values.get("speedup", 1) is None and bench["name"] == row:
-                del bench["speedup"]
+                del bench["speedup"], bench["against"]
     assert report.main([str(files(new)), "--against", str(files(old))]) == status
     out, err = capsys.readouterr()
     (line,) = [line for line in out.splitlines() if line.startswith(f"| {row} |") and ("noise" in line)]
@@ -156,7 +210,7 @@ def test_new_and_gone_rows_are_told_and_are_not_worse(report, files, capsys):
     assert report.main([str(files(new)), "--against", str(files(old))]) == 0
     out = capsys.readouterr().out
     assert "| test_race | | 250 ms | | new |" in out
-    assert "| test_search[64] | 1 µs | | | gone |" in out
+    assert "| test_topk[64-256-100] | 1 µs | | | gone |" in out
 
 
 @pytest.mark.parametrize("content", ["not JSON", "[]", '{"benchmarks": []}'])

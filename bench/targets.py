@@ -1,4 +1,4 @@
-"""What each row of the Hamming bench is to reach. A target that is missed is reported; only a wrong answer fails."""
+"""What rows are to reach. A target that is missed is reported; only a wrong answer fails."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Items, and queries of the largest metrics row, are multiplied by this: below 1 for a trial of the bench itself, whose
-# figures say nothing.
+# Items, queries of the largest metrics row and seconds of a race are multiplied by this, and models shrink: below 1 for
+# a trial of the bench itself, whose figures say nothing.
 SCALE = float(os.environ.get("AGMH_BENCH_SCALE", "1"))
 
 
