@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,18 @@ import torch
 import torch.distributed as dist
 
 import agmh_fast as af
-from agmh_fast.search import LostRankError, peers
+from agmh_fast.search import index, peers
 from agmh_fast.search.merging import CANDIDATE_BYTES
 
 
-@cache
-def group_of(size: int) -> dist.ProcessGroup | None:
+def group_of(size: int, backend: str = "gloo") -> dist.ProcessGroup | None:
     """The first `size` ranks, made once; every rank of the world must ask."""
-    return dist.new_group(list(range(size)), backend="gloo")
+    return _made_once(size, backend)
+
+
+@cache
+def _made_once(size: int, backend: str) -> dist.ProcessGroup | None:
+    return dist.new_group(list(range(size)), backend=backend)
 
 
 def codes_of(rng: np.random.Generator, rows: int, bits: int, distinct: int | None = None) -> np.ndarray:
@@ -35,11 +38,22 @@ def split(rng: np.random.Generator, rows: int, ranks: int) -> np.ndarray:
     return np.concatenate([[0], np.sort(rng.integers(0, rows + 1, ranks - 1)), [rows]]).astype(int)
 
 
+@contextlib.contextmanager
+def on(device: str) -> Iterator[str]:
+    """Indexes made in the block lie on that device; "tensors" is the CPU, served as a GPU is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if device == "tensors":
+            patch.setattr(index, "_in_host_memory", lambda device: False)
+        yield "cpu" if device == "tensors" else device
+
+
 def both(rank: int, size: int, bits: int, rows: int, seed: int, **options: Any) -> tuple[Any, Any, np.random.Generator]:
     """The same codes as one index and as shards, in two calls of add: ids count on through the ranks of each."""
     # Of their own, so that the codes are the same for any number of ranks.
     rng, ends_rng = np.random.default_rng(seed), np.random.default_rng([seed, size])
-    whole, sharded = af.HammingIndex(bits), af.ShardedHammingIndex(bits, group=group_of(size))
+    whole = af.HammingIndex(bits)
+    with on(options.get("device", "cpu")) as device:
+        sharded = af.ShardedHammingIndex(bits, device, group_of(size, options.get("backend", "gloo")))
     distinct, custom = options.get("distinct"), options.get("ids", False)
     free = rng.permutation(3 * rows + 3)[: 2 * rows] if custom else None
     for part in range(2):
@@ -69,7 +83,7 @@ def masks_of(rng: np.random.Generator, whole: Any, queries: int) -> list[Any]:
 
 def same_answers(rank: int, size: int, bits: int, rows: int, seed: int, options: dict[str, Any]) -> None:
     """Every search of the shards against that of the whole: k, masks, largest distance, radius, no queries."""
-    group_of(size)
+    group_of(size, options.get("backend", "gloo"))
     if rank >= size:
         return
     whole, sharded, rng = both(rank, size, bits, rows, seed, **options)
@@ -81,18 +95,23 @@ def same_answers(rank: int, size: int, bits: int, rows: int, seed: int, options:
             same(sharded.search(queries, 9, mask, bits // 3), whole.search(queries, 9, mask, bits // 3))
             for radius in (0, bits // 3, bits + 1):
                 same(sharded.range_search(queries, radius, mask), whole.range_search(queries, radius, mask))
-    tensor = torch.from_numpy(codes_of(rng, 3, bits))
-    same(sharded.search(tensor, 4), whole.search(tensor, 4))
-    same(sharded.range_search(tensor, bits // 2), whole.range_search(tensor, bits // 2))
+    tensor, everything = torch.from_numpy(codes_of(rng, 3, bits)), torch.ones(len(whole), dtype=torch.bool)
+    there = tensor.to(sharded.device), everything.to(sharded.device)
+    for found, expected in (
+        (sharded.search(there[0], 4, there[1]), whole.search(tensor, 4)),
+        (sharded.range_search(there[0], bits // 2), whole.range_search(tensor, bits // 2)),
+    ):
+        assert {part.device for part in found} == {sharded.device}
+        same([part.cpu() for part in found], expected)
     gone = rng.permutation(whole.ids.copy())[: len(whole) // 3]
     mask = rng.random(len(whole) - len(gone)) < 0.5
     whole.remove(gone)
-    sharded.remove(gone)
+    sharded.remove(torch.from_numpy(gone).to(sharded.device))
     assert len(sharded) == len(whole)
     same(sharded.search(queries, 8, mask), whole.search(queries, 8, mask))
     one = codes_of(rng, size, bits)
     whole.add(one)
-    sharded.add(one[rank : rank + 1])
+    sharded.add(torch.from_numpy(one[rank : rank + 1]).to(sharded.device))
     same(sharded.search(one, len(whole)), whole.search(one, len(whole)))
     joined = sharded.to_index()
     assert np.array_equal(joined.ids, whole.ids)
@@ -157,9 +176,9 @@ def raises(kind: type[Exception], text: str, function: Any, *args: Any, **option
     assert "\n" not in str(caught.value)
 
 
-def bad_arguments(rank: int, bad: int) -> None:
+def bad_arguments(rank: int, bad: int, device: str = "cpu") -> None:
     """A mistake on rank `bad` is an error on all of them, and the index is as it was and works on."""
-    whole, sharded, rng = both(rank, 3, 12, 6, 3)
+    whole, sharded, rng = both(rank, 3, 12, 6, 3, device=device)
     queries, before = codes_of(rng, 2, 12), (whole.codes.tolist(), whole.ids.tolist())
     mine = rank == bad
     told = "" if mine else f"rank {bad}: "
@@ -171,6 +190,12 @@ def bad_arguments(rank: int, bad: int) -> None:
         "max_distance must be": lambda: sharded.search(queries, 3, None, -1 if mine else 2),
         "mask must have one entry for each of the 12 items": lambda: sharded.search(
             queries, 3, np.ones(11 if mine else 12, bool)
+        ),
+        "queries is on meta, the index on cpu": lambda: sharded.search(
+            torch.from_numpy(queries).to("meta" if mine else "cpu"), 3
+        ),
+        "mask is on meta, the index on cpu": lambda: sharded.search(
+            queries, 3, torch.ones(12, dtype=torch.bool, device="meta" if mine else "cpu")
         ),
         "radius must be": lambda: sharded.range_search(queries, "x" if mine else 3),
         "codes must be uint8": lambda: sharded.add(queries.astype(int) if mine else queries),
@@ -268,57 +293,6 @@ class Short:
     add = remove = search
 
 
-def wait_at_most(sharded: af.ShardedHammingIndex, seconds: float) -> None:
-    """From here on, with all ranks in step: on a busy machine starting them may take longer than a lost one is waited
-    for.
-    """
-    dist.barrier()
-    sharded._peers._timeout = seconds
-
-
-def lose_a_rank(rank: int, lost: int, how: str, timeout: float) -> tuple[str, tuple[int, ...], float] | None:
-    """Rank `lost` dies or stops before a search; what the others are told, and after how long."""
-    sharded = af.ShardedHammingIndex(8)
-    sharded.add(np.full((2, 1), rank, np.uint8))
-    wait_at_most(sharded, timeout)
-    query = np.zeros((1, 1), np.uint8)
-    if rank == lost:
-        if how == "dies before it sends its candidates":
-            sharded._merge = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-            sharded.search(query, 2)
-        os.kill(os.getpid(), signal.SIGKILL if how == "dies" else signal.SIGSTOP)
-    begun = time.monotonic()
-    try:
-        sharded.search(query, 2)
-    except LostRankError as error:
-        after = time.monotonic() - begun
-        raises(LostRankError, str(error), sharded.search, query, 2)  # and so it stays
-        raises(LostRankError, str(error), sharded.add, query)
-        return str(error), error.ranks, after
-    raise AssertionError("nobody was missed")
-
-
-def interrupt_a_rank(rank: int) -> None:
-    """Ctrl-C on one rank in its part of a search: it may not go on as if nothing had been, the others miss it."""
-    sharded = af.ShardedHammingIndex(8)
-    wait_at_most(sharded, 5)
-    query = np.zeros((1, 1), np.uint8)
-    if rank == 1:
-        sharded._shard = Interrupted()
-        with pytest.raises(KeyboardInterrupt):
-            sharded.range_search(query, 2)
-        raises(LostRankError, "this rank was interrupted", sharded.search, query, 2)
-    else:
-        raises(LostRankError, "no answer from rank 1: waited 5 s", sharded.range_search, query, 2)
-
-
-class Interrupted:
-    def range_search(self, *_: Any) -> None:
-        raise KeyboardInterrupt
-
-    bits, ids = 8, np.zeros(0, np.int64)
-
-
 def count_traffic(rank: int, size: int) -> None:
     """Messages and bytes that each call hands to torch.distributed, against the formulas of docs/sharded.md."""
     group_of(size)
@@ -384,11 +358,15 @@ def count_traffic(rank: int, size: int) -> None:
         peers.dist.isend = send
 
 
-def batched_transfers(rank: int) -> None:
-    """The way of tensors on a GPU, taken by tensors on the CPU: one batch over the caller's group."""
-    whole, sharded, rng = both(rank, 3, 24, 20, 9)
+def transfer_as_on_a_gpu(sharded: af.ShardedHammingIndex) -> None:
+    """Candidates go by the way of tensors on a GPU, though they are on the CPU: one batch over the caller's group."""
     ours = sharded._peers
-    ours._transfer = ours._transfer_on_device
+    ours.exchange = lambda parts, sizes: ours._exchange(parts, sizes, on_device=True)
+
+
+def batched_transfers(rank: int) -> None:
+    whole, sharded, rng = both(rank, 3, 24, 20, 9, device="tensors")
+    transfer_as_on_a_gpu(sharded)
     queries = codes_of(rng, 4, 24)
     same(sharded.search(queries, 7), whole.search(queries, 7))
     same(sharded.range_search(queries, 9), whole.range_search(queries, 9))

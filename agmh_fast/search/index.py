@@ -22,6 +22,7 @@ from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.search import index_file
 from agmh_fast.search.arguments import Array, HostArguments, check_padding, packed_rows
 from agmh_fast.search.devices import check_device, free_bytes
+from agmh_fast.search.id_lists import find_ids
 from agmh_fast.search.streamed_engine import StreamedEngine
 from agmh_fast.search.tensor_engine import HostPieces, TensorEngine, row_bytes
 
@@ -312,6 +313,16 @@ class HammingIndex:
         rows, ids, next_id = self._live().snapshot()
         rows = rows[:, : index_file.padded_bytes(self._bits)]
         return index_file.Contents(self.bits, _in_pieces(rows)[:], _in_pieces(ids)[:], next_id)
+
+    def _places(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each of these ids stands in `ids`, and whether it is there (where not, the place means nothing)."""
+        engine = self._live()
+        return engine.find(ids) if isinstance(engine, TensorEngine) else find_ids(engine.snapshot()[1], ids)
+
+    def _codes_at(self, places: np.ndarray) -> Array:
+        """Codes in the order of `places` in `ids`, a copy."""
+        codes = self.codes
+        return codes[torch.from_numpy(places).to(codes.device) if isinstance(codes, Tensor) else places]
 
     def _live(self) -> Any:
         """The engine, once the file that it reads, if any, is known to be what it was."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,15 +86,6 @@ def merge_ranges(shards: Sequence[Candidates], counts: Tensor, bits: int) -> Can
     return Candidates(distances[order], ids[order])
 
 
-def find_ids(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each value stands in an ascending array, and whether it is there (where not, the place means nothing)."""
-    places = np.searchsorted(ascending, values)
-    inside = places < len(ascending)
-    held = np.zeros(len(values), bool)
-    held[inside] = ascending[places[inside]] == values[inside]
-    return places, held
-
-
 def full_like(kind: Tensor, shape: tuple[int, ...], value: int) -> Tensor:
     """Filled with one value, of the type and on the device of `kind`; raises MemoryError where it does not fit."""
     try:
@@ -106,4 +96,4 @@ def full_like(kind: Tensor, shape: tuple[int, ...], value: int) -> Tensor:
 
 def as_queries(queries: Array, result: Iterable[Tensor]) -> Iterable[Array]:
     """Tensors for tensors, else NumPy arrays."""
-    return result if isinstance(queries, Tensor) else (part.numpy() for part in result)
+    return result if isinstance(queries, Tensor) else (part.cpu().numpy() for part in result)

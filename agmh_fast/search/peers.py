@@ -1,8 +1,8 @@
 """The ranks that hold the shards of an index: they agree on every call, and find out who is gone.
 
 Everything is sent from one rank straight to another, so that what does not arrive names the rank that did not send it.
-Headers of 256 bytes, and data on the CPU, go by the group's gloo backend with our own time limit; data on a GPU by its
-other one.
+Headers of 256 bytes, and data on the CPU, go by the group's gloo backend with our own time limit; data on a GPU by NCCL
+where the group has it for GPUs, else through host memory.
 """
 
 from __future__ import annotations
@@ -76,12 +76,13 @@ class Peers:
         fits = group is None or isinstance(group, dist.ProcessGroup)
         require(fits, f"group must be a ProcessGroup that this process is in, got {shown(group)}")
         self._group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
-        backends = dist.get_backend_config(group)
+        backends = self._backends = dist.get_backend_config(group)
         how = 'init_process_group("gloo") or, for GPUs, ("cpu:gloo,cuda:nccl")'
         require("cpu:gloo" in backends, f"group must have gloo for the CPU, it has {backends}: {how}")
         fits = isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < math.inf
         self._timeout = float(timeout) if fits else TIMEOUT
         self._lost: LostRankError | None = None
+        self._met_on_device = False
         bad_timeout = f"timeout must be a positive number of seconds, got {shown(timeout)}"
         self.together("open", lambda: require(fits, bad_timeout))
 
@@ -124,8 +125,11 @@ class Peers:
         return result, [header.numbers[: len(told)] for header in headers]  # type: ignore[return-value]
 
     def exchange(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """Send bytes parts[r], uint8 (n,), to rank r, and receive sizes[r] bytes from it."""
-        return self._exchange(parts, sizes, on_device=parts[self.rank].is_cuda)
+        """Send bytes parts[r], uint8 (n,), to rank r, and receive sizes[r] bytes from it, on the same device."""
+        device = parts[self.rank].device
+        if device.type == "cpu" or f"{device.type}:nccl" in self._backends:
+            return self._exchange(parts, sizes, on_device=device.type != "cpu")
+        return [part.to(device) for part in self._exchange([part.cpu() for part in parts], sizes)]
 
     def gather(self, part: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """Bytes `part` of every rank, of sizes[r] bytes, in the order of ranks."""
@@ -195,14 +199,33 @@ class Peers:
             raise LostRankError(sorted(lost), lost[min(lost)])
 
     def _transfer_on_device(self, transfers: Sequence[_Transfer]) -> None:
-        """In one batch, as NCCL wants it; its own watchdog limits the time."""
+        """In one batch, as NCCL wants it; it does not say who is lost, so that this is asked over gloo then."""
         operations = [
             dist.P2POp(kind, tensor, group=self._group, group_peer=peer)
             for kind, tensor, peer in transfers
             if tensor.numel()
         ]
-        for work in dist.batch_isend_irecv(operations) if operations else ():
-            work.wait()
+        deadline = time.monotonic() + self._timeout
+        try:
+            works = [] if self._met_on_device or not transfers else [self._meet(transfers[0][1])]
+            works += dist.batch_isend_irecv(operations) if operations else []
+            for work in works:
+                # With a limit the host waits, and NCCL gives up where it is over.
+                work.wait(timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
+        except RuntimeError as error:
+            sign = torch.zeros(1, dtype=torch.uint8)
+            others = sorted({peer for _, _, peer in transfers})
+            self._transfer(
+                [(dist.irecv, torch.empty_like(sign), peer) for peer in others]
+                + [(dist.isend, sign, peer) for peer in others]
+            )
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise LostRankError(others, f"a transfer between GPUs failed ({reason})") from error
+
+    def _meet(self, like: Tensor) -> Any:
+        """NCCL wants all ranks in the first call of a group, and some may have nothing to send."""
+        self._met_on_device = True
+        return dist.all_reduce(like.new_zeros(1), group=self._group, async_op=True)
 
 
 def digest(value: object) -> bytes:

@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.files import as_path, output_folder
+from agmh_fast.ops.arrays import array_to_tensor
 from agmh_fast.ops.hamming import MAX_K
 from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
+from agmh_fast.search.id_lists import check_unused
 from agmh_fast.search.index import HammingIndex, RangeResult, SearchResult
 from agmh_fast.search.index_file import Contents
 from agmh_fast.search.merging import (
     CANDIDATE_BYTES,
     Candidates,
     as_queries,
-    find_ids,
     full_like,
     merge_nearest,
     merge_ranges,
@@ -59,8 +61,9 @@ class ShardedHammingIndex:
     A rank that died is a `LostRankError` on the others at once, one that hangs after `timeout` seconds, which should be
     more than the longest search and the longest wait for a slow rank; index and group cannot be used afterwards.
 
-    The group needs gloo for what is on the CPU, as `init_process_group("gloo")` or ("cpu:gloo,cuda:nccl") give it. An
-    index cannot be pickled.
+    The group needs gloo for what is on the CPU, as `init_process_group("gloo")` or ("cpu:gloo,cuda:nccl") give it. With
+    the latter, candidates on GPUs go from one to another, a GPU for each rank; without it through host memory. Queries,
+    ids and masks that are tensors lie on the index's device, and its calls wait for that. An index cannot be pickled.
     """
 
     def __init__(
@@ -111,9 +114,9 @@ class ShardedHammingIndex:
         """
         peers = self._peers
 
-        def check() -> tuple[np.ndarray, np.ndarray | None]:
-            rows = packed_rows("codes", codes, self.bits)
-            numbers = None if ids is None else id_list("ids", ids)
+        def check() -> tuple[Array, np.ndarray | None]:
+            rows = self._shard._arguments.codes(codes, self.bits)
+            numbers = None if ids is None else id_list("ids", self._on_host("ids", ids))
             fit = numbers is None or len(numbers) == len(rows)
             require(
                 fit,
@@ -140,7 +143,7 @@ class ShardedHammingIndex:
         before = len(self._shard)
 
         def store() -> None:
-            self._check_unused(everyones)
+            check_unused(self._shard._places, everyones, peers.rank)
             self._shard.add(rows, numbers)
 
         try:
@@ -157,19 +160,19 @@ class ShardedHammingIndex:
         peers = self._peers
 
         def check() -> np.ndarray:
-            numbers = id_list("ids", ids)
+            numbers = id_list("ids", self._on_host("ids", ids))
             values, times = np.unique(numbers, return_counts=True)
             if len(numbers) > len(values):
                 raise InputError(f"ids: {values[times > 1][0]} is given twice; ids must be unique")
             return numbers
 
         numbers, _ = peers.together("remove", check, lambda numbers: {"ids": numbers})
-        places, held = find_ids(self._shard.ids, numbers)
+        places, held = self._shard._places(numbers)
         everyones = self._gather(np.packbits(held), [(len(numbers) + 7) // 8] * peers.size)
         known = np.unpackbits(np.bitwise_or.reduce(everyones), count=len(numbers)).astype(bool)
         if not known.all():
             raise InputError(f"ids: {numbers[~known][0]} is not in the index; nothing was removed")
-        mine, codes = numbers[held], self._shard.codes[places[held]]
+        mine, codes = numbers[held], self._shard._codes_at(places[held])
         before = len(self._shard)
         try:
             _, told = peers.together("remove", lambda: self._shard.remove(mine), None, lambda _: (len(self._shard),))
@@ -197,14 +200,14 @@ class ShardedHammingIndex:
         (rows, wanted, limit, allowed), _ = self._peers.together(
             "search", check, lambda asked: dict(zip(("queries", "k", "max_distance", "mask"), asked, strict=True))
         )
-        own_mask = self._own_mask(allowed)
+        own_mask, asked = self._own_mask(allowed), self._for_shard(queries, rows)
         columns = [min(wanted, count) for count in self._counts]
         found = min(wanted, sum(columns))
 
         def search_shard() -> tuple[list[Candidates], SearchResult]:
             """Candidates for each rank's queries, and room for the result, so that all hear of it where it is short."""
             own = columns[self._peers.rank]
-            distances, ids = map(torch.as_tensor, self._shard.search(queries, max(own, 1), own_mask, limit))
+            distances, ids = self._shard.search(asked, max(own, 1), own_mask, limit)
             parts = [Candidates(distances[part, :own].flatten(), ids[part, :own].flatten()) for part in shares]
             shape = len(rows), wanted
             return parts, SearchResult(full_like(distances, shape, _NO_DISTANCE), full_like(ids, shape, -1))
@@ -235,9 +238,9 @@ class ShardedHammingIndex:
         (rows, within, allowed), _ = peers.together(
             "range_search", check, lambda asked: dict(zip(("queries", "radius", "mask"), asked, strict=True))
         )
-        own_mask = self._own_mask(allowed)
+        own_mask, asked = self._own_mask(allowed), self._for_shard(queries, rows)
         (lims, distances, ids), _ = peers.together(
-            "range_search", lambda: map(torch.as_tensor, self._shard.range_search(queries, within, own_mask))
+            "range_search", lambda: self._shard.range_search(asked, within, own_mask)
         )
         counts = torch.from_numpy(np.stack(self._gather(lims.diff().cpu().numpy(), [len(rows)] * peers.size)))
         shares = self._shares(len(rows))
@@ -369,14 +372,26 @@ class ShardedHammingIndex:
         """Which queries each rank merges."""
         return [even_share(queries, rank, self._peers.size) for rank in range(self._peers.size)]
 
+    def _on_host(self, name: str, values: Array) -> Array:
+        """A tensor on this index's device in host memory; anything else lies there already."""
+        if not isinstance(values, Tensor):
+            return values
+        place = f"{name} is on {values.device}, the index on {self.device}: move one of them"
+        require(values.device == self.device, place)
+        return values.cpu()
+
+    def _for_shard(self, queries: Array, rows: np.ndarray) -> Tensor:
+        """The queries where the shard takes them without a copy: tensors, so that results stay on its device."""
+        return queries if isinstance(queries, Tensor) else array_to_tensor("queries", rows).to(self.device)
+
     def _check_queries(self, queries: Array) -> np.ndarray:
-        rows = packed_rows("queries", queries, self.bits)
+        rows = packed_rows("queries", self._on_host("queries", queries), self.bits)
         check_padding("queries", rows, self.bits)
         return rows
 
     def _check_mask(self, mask: Array | None, queries: int) -> np.ndarray | None:
         """What may be found: bool of all items, in the order of their ids, or int64 ids."""
-        allowed, allowed_ids = allowed_items(mask, queries)
+        allowed, allowed_ids = allowed_items(self._on_host("mask", mask), queries)
         if allowed is not None:
             entries = f"mask must have one entry for each of the {len(self)} items of the index"
             require(allowed.shape[-1] == len(self), f"{entries}, got {allowed.shape[-1]}")
@@ -387,24 +402,11 @@ class ShardedHammingIndex:
         if allowed is None or allowed.dtype != np.bool_:
             return allowed
         if self._places is None:
-            own = self._shard.ids
+            own = np.asarray(self._on_host("ids", self._shard.ids))
             self._places = np.zeros(len(own), np.int64)
             for ids in self._gather(own, self._counts):
                 self._places += np.searchsorted(ids, own)
         return allowed[..., self._places]
-
-    def _check_unused(self, everyones: Sequence[np.ndarray]) -> None:
-        """Raise InputError for an id of another rank's that this one has, or is about to add."""
-        own = np.sort(everyones[self._peers.rank]) if everyones else self._shard.ids[:0]
-        for rank, ids in enumerate(everyones):
-            if rank == self._peers.rank:
-                continue
-            _, held = find_ids(self._shard.ids, ids)
-            if held.any():
-                raise InputError(f"ids: {ids[held][0]}, given on rank {rank}, is in the index already")
-            _, twice = find_ids(own, ids)
-            if twice.any():
-                raise InputError(f"ids: {ids[twice][0]} is given on rank {rank} too; ids must be unique")
 
     def _changed(self, counts: Sequence[tuple[int, ...]]) -> None:
         self._counts = [count for (count,) in counts]

@@ -26,8 +26,9 @@ from agmh_fast.ops.codes import check_codes
 from agmh_fast.ops.hamming import range_op, topk_op
 from agmh_fast.search.device_arguments import StreamArguments
 from agmh_fast.search.devices import memory_errors
+from agmh_fast.search.id_lists import find_ids
 from agmh_fast.search.index_file import Rows
-from agmh_fast.search.merging import Candidates, Nearest, find_ids, merge_ranges
+from agmh_fast.search.merging import Candidates, Nearest, merge_ranges
 from agmh_fast.search.pieces import pieces
 
 # Bytes of a piece, and of its mask: enough to keep the way to the device busy.

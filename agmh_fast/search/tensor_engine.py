@@ -138,6 +138,12 @@ class TensorEngine:
             lims, distances, positions = range_op(queries, items.rows, radius, self.bits, mask)
             return lims, distances, items.ids.at(positions)
 
+    def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each id stands among those of the engine, and whether it is there (else the place means nothing)."""
+        with memory_errors(self._device):
+            places, held = self._present().ids.find(torch.from_numpy(ids).to(self._device))
+            return places.cpu().numpy(), held.cpu().numpy()
+
     def _present(self) -> Items:
         """The items, to be used on the current stream from now on."""
         items = self._items

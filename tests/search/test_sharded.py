@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lost_rank_cases
 import numpy as np
 import pytest
 import sharded_cases as cases
@@ -33,6 +34,20 @@ def test_answers_are_those_of_one_index(four, size, bits, rows, options):
     four.run(cases.same_answers, size, bits, rows, size, options)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("bits", "rows", "options"),
+    [
+        pytest.param(48, 40, {}, id="plain"),
+        pytest.param(7, 60, {"distinct": 3, "ids": True}, id="ties-and-ids"),
+        pytest.param(16, 1, {}, id="nearly-empty"),
+    ],
+)
+def test_shards_of_tensors_give_them_too(four, size, bits, rows, options):
+    """What a GPU's shard does, on the CPU."""
+    four.run(cases.same_answers, size, bits, rows, size, options | {"device": "tensors"})
+
+
 def test_saved_by_some_ranks_loaded_by_others(four, tmp_path):
     four.run(cases.save_everywhere, SIZES, str(tmp_path))
 
@@ -59,6 +74,7 @@ def three():
 def test_a_mistake_on_one_rank_is_an_error_on_all(three):
     for bad in range(3):
         three.run(cases.bad_arguments, bad)
+    three.run(cases.bad_arguments, 1, "tensors")
     three.run(cases.batched_transfers)
 
 
@@ -68,11 +84,12 @@ def test_a_mistake_on_one_rank_is_an_error_on_all(three):
         (0, "dies", "its connection is closed", 20),
         (2, "dies", "its connection is closed", 20),
         (0, "dies before it sends its candidates", "its connection is closed", 20),
+        (1, "dies before it sends its candidates, in a batch", "its connection is closed", 20),
         (1, "stops", "waited 5 s", 20),
     ],
 )
 def test_a_lost_rank_is_named_in_time(three, lost, how, reason, limit):
-    told = three.run(cases.lose_a_rank, lost, how, 5.0 if how == "stops" else 60.0, answers=2)
+    told = three.run(lost_rank_cases.lose_a_rank, lost, how, 5.0 if how == "stops" else 60.0, answers=2)
     for rank, answer in enumerate(told):
         if rank != lost:
             message, gone, seconds = answer
@@ -82,4 +99,4 @@ def test_a_lost_rank_is_named_in_time(three, lost, how, reason, limit):
 
 
 def test_an_interrupted_rank_does_not_go_on_out_of_step(three):
-    three.run(cases.interrupt_a_rank)
+    three.run(lost_rank_cases.interrupt_a_rank)
