@@ -23,6 +23,7 @@ from agmh_fast.search.ascending import AscendingIds
 from agmh_fast.search.device_arguments import DeviceArguments
 from agmh_fast.search.device_order import Done
 from agmh_fast.search.devices import memory_errors
+from agmh_fast.search.repeats import Repeats
 
 _MAX_ID = 2**63 - 2
 # Rows that are copied at a time from one memory to another.
@@ -46,7 +47,8 @@ def row_bytes(bits: int) -> int:
 class TensorEngine:
     """Codes with ids on one device; arguments come checked from search/index.py, what depends on contents is checked.
 
-    Searches may run on any streams: each comes after the last change, without the host's waiting.
+    Searches may run on any streams: each comes after the last change, without the host's waiting, but for one now and
+    then that looks for repeated codes (repeats.py).
     """
 
     mapped = False
@@ -56,6 +58,7 @@ class TensorEngine:
         self.arguments = DeviceArguments(device)
         self._device = device
         self._changes = threading.Lock()
+        self._repeats = Repeats(bits)
         with memory_errors(device):
             self._rows = torch.empty(0, row_bytes(bits), dtype=torch.uint8, device=device)
             self._stored_ids = torch.empty(0, dtype=torch.int64, device=device)
@@ -126,8 +129,10 @@ class TensorEngine:
         with memory_errors(self._device):
             items = self._present()
             queries, mask = self._check_search(items, queries, mask, allowed)
-            distances, positions = topk_op(queries, items.rows, k, self.bits, limit, mask)
-            return distances, items.ids.at(positions)
+            first = None if mask is not None else self._repeats.first(items.rows, len(queries), k)
+            rows = items.rows if first is None else first.rows
+            distances, positions = topk_op(queries, rows, k, self.bits, limit, mask)
+            return distances, items.ids.at(positions if first is None else first.at(positions))
 
     def range_search(
         self, queries: Tensor, radius: int, mask: Tensor | None, allowed: Tensor | None, threads: int
@@ -185,6 +190,7 @@ class TensorEngine:
         _write(self._rows[count:total], codes)
         known = AscendingIds(self._device, total, lowest, last, stored)
         self._items = Items(self._rows[:total], known, next_id, Done(self._device))
+        self._repeats.forget()
 
     def _merge(self, items: Items, codes: Tensor, ids: Tensor, next_id: int) -> None:
         """Add codes whose ids come between others."""
@@ -205,6 +211,7 @@ class TensorEngine:
         stored = self._stored_ids.new_empty(0) if ids.stored is None else ids.stored
         done = Done(self._device)
         self._rows, self._stored_ids, self._items = rows, stored, Items(rows, ids, next_id, done)
+        self._repeats.forget()
 
 
 class HostPieces:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from cuda_graphs import capture
 
 import agmh_fast as af
 
@@ -41,6 +42,25 @@ def test_a_life_on_a_gpu(bits, tmp_path):
     back = there.to("cpu").search(queries, 9)
     assert all(np.array_equal(*each) for each in zip(back, here.search(queries, 9), strict=True))
     _same(here.to("cuda").search(on_gpu, 9), here.search(queries, 9))
+
+
+@pytest.mark.parametrize("bits", [12, 48])
+def test_a_search_in_a_graph(bits):
+    """Repeated codes are looked for before the capture, and never in it."""
+    codes = np.packbits(np.random.default_rng(0).integers(0, 2, (50, bits), dtype=np.uint8), axis=1)
+    codes = codes[np.random.default_rng(1).integers(0, 50, 20_000)]
+    here, there = af.HammingIndex(bits), af.HammingIndex(bits, device="cuda")
+    for index in (here, there):
+        index.add(codes, np.arange(20_000) * 2)
+    queries = torch.from_numpy(codes[:20]).cuda()
+    graph, captured = capture(lambda: there.search(queries, 10))
+    there.search(queries.repeat(4, 1), 10)
+    of_few, few = capture(lambda: there.search(queries, 10))
+    queries.copy_(torch.from_numpy(codes[20:40]))
+    for each in (graph, of_few):
+        each.replay()
+    for found in (captured, few):
+        _same(found, here.search(codes[20:40], 10))
 
 
 def _saved(tmp_path, bits, rows):
