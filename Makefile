@@ -21,7 +21,7 @@ SOURCES := $(shell find csrc tests/cuda_on_cpu -type f -name '*.cpp' -o -name '*
 FUZZ_SECONDS ?= 60
 FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
 
-.PHONY: demo test lint format docs bench readme gpu sanitize fuzz clean
+.PHONY: demo test lint format docs pictures bench readme gpu sanitize fuzz clean
 
 demo: $(VENV)/.built
 	$(VENV)/bin/agmh-fast demo
@@ -56,6 +56,9 @@ bench: $(VENV)/.bench
 docs: $(VENV)/.docs
 	$(PY) -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/site
 	@echo "agmh-fast: open build/site/index.html"
+
+pictures: $(VENV)/.built
+	$(PY) docs/draw.py
 
 # README's tables from bench/results.
 readme: $(VENV)/.built
