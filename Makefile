@@ -60,9 +60,10 @@ docs: $(VENV)/.docs
 pictures: $(VENV)/.built
 	$(PY) docs/draw.py
 
-# README's tables from bench/results.
+# The tables of README and docs/performance.md from bench/results.
 readme: $(VENV)/.built
 	$(PY) bench/readme.py
+	$(PY) bench/performance.py
 
 gpu: $(VENV)/.bench
 	$(PY) bench/gpu.py

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def measured() -> str:
     demo = json.loads((recorded.folder() / "cpu-demo.json").read_text())
     training, search = rows[next(iter(TRAINING.values()))], rows[_topk(*SEARCHES[0])]
     about = f"{_SEARCH.format(threads=search['threads'])} {machine(search['run'])}"
-    missed = f"{_missed(rows)} [Picture](bench/results/cpu-hamming.png) by queries at once. {_on_gpus()}"
+    missed = f"{_missed(rows)} [Picture](bench/results/cpu-hamming.png) by queries at once. {on_gpus()}"
     parts = [
         _HOW,
         f"**Training**, float32. {machine(training['run'])}",
@@ -129,28 +129,29 @@ def _missed(rows: Mapping[str, Any]) -> str:
     return f"Of the {len(judged)} recorded rows with a target, {met} meet it; all of them are in `bench/results/`."
 
 
-def _on_gpus() -> str:
+def on_gpus() -> str:
     names = [name for name in recorded.names() if recorded.load(name).get("gpu")]
     runs = ", ".join(f"{recorded.load(name)['gpu']} (bench/results/{name}.json)" for name in names)
     return f"Runs on GPUs: {runs}." if names else "No run on a GPU is recorded: every speed on one is not yet measured."
 
 
-def written(text: str) -> str:
-    """README with the tables of the recorded runs; ValueError if it has not both marks."""
+def written(text: str, made: Callable[[], str] = measured) -> str:
+    """A page with what `made` makes between its marks; ValueError if it has not both."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md must have the lines {BEGIN.strip()} and {END.strip()} once each")
+        raise ValueError(f"the page must have the lines {BEGIN.strip()} and {END.strip()} once each")
     before, rest = text.split(BEGIN)
-    return before + BEGIN + measured() + END + rest.split(END)[1]
+    return before + BEGIN + made() + END + rest.split(END)[1]
 
 
-def main(arguments: Sequence[str]) -> int:
-    now = README.read_text()
-    made = written(now)
+def main(arguments: Sequence[str], page: Path = README, made: Callable[[], str] = measured) -> int:
+    """Write a page's tables, or with --check look whether they are those of the recorded runs."""
+    now = page.read_text()
+    new = written(now, made)
     if "--check" in arguments:
-        if made != now:
-            print("agmh-fast: README.md is not in step with bench/results: make readme", file=sys.stderr)
-        return int(made != now)
-    README.write_text(made)
+        if new != now:
+            print(f"agmh-fast: {page.name} is not in step with bench/results: make readme", file=sys.stderr)
+        return int(new != now)
+    page.write_text(new)
     return 0
 
 
