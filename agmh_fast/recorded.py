@@ -48,3 +48,9 @@ def seconds(row: dict[str, Any]) -> float:
     """Our median for one unit of work (a query in searches, else a call); we are the first contestant."""
     contestants: list[dict[str, Any]] = list(row.get("contestants", {}).values())
     return float(contestants[0]["p50_s"] if contestants else row["median_s"])
+
+
+def duration(seconds: float) -> str:
+    """Three digits in the unit that suits."""
+    unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if seconds * s >= 1), ("µs", 1e6))
+    return f"{seconds * scale:.3g} {unit}"

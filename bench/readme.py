@@ -15,9 +15,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report import duration, machine, number
+from report import machine, number
 
 from agmh_fast import recorded
+from agmh_fast.recorded import duration
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- measured: written by `make readme` -->\n", "<!-- /measured -->\n"

@@ -3,10 +3,10 @@
     python bench/report.py bench/results/cpu-hamming.json --output bench/out
     python bench/report.py NEW.json --against OLD.json
 
-Writes report.md, and as PNG and SVG the speed-ups, the shares of what is possible, rooflines, peak memory, and how
-search scales in queries and items, each where the run has it. --against compares speed-ups where both runs have them,
-as those do not depend on how fast the machine is, and times elsewhere; a row is worse where it lost more than both
-runs' spread and a tenth. Exit status 1: some are.
+Writes report.md, report.html, and as PNG and SVG the speed-ups, the shares of what is possible, rooflines, peak memory,
+and how search scales in queries and items, each where the run has it. --against compares speed-ups where both runs have
+them, as those do not depend on how fast the machine is, and times elsewhere; a row is worse where it lost more than
+both runs' spread and a tenth. Exit status 1: some are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,19 +29,15 @@ from rows import Row
 
 from agmh_fast.errors import InputError
 from agmh_fast.files import output_folder
-from agmh_fast.viz.figure import BLUE, INK, MUTED, ORANGE, dress, new_figure, png_bytes, svg_bytes
+from agmh_fast.recorded import duration
+from agmh_fast.viz import Picture, Section, Table, bar_chart, write_report
+from agmh_fast.viz.figure import png_bytes, svg_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Below this a loss is taken for noise whatever the runs' own spread says: it is that of one run, not of two.
 NOISE = 0.1
-
-
-def duration(seconds: float) -> str:
-    """Three digits in the unit that suits."""
-    unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if seconds * s >= 1), ("µs", 1e6))
-    return f"{seconds * scale:.3g} {unit}"
 
 
 def number(value: float) -> str:
@@ -59,39 +55,53 @@ def machine(run: Mapping[str, Any]) -> str:
     )
 
 
-def table(found: Sequence[Row]) -> str:
-    """Markdown, a part for each group: time, speed-up, share of the limit, rate, memory, and the targets missed."""
-    parts = []
+HEADER = ("row", "time", "faster than", "of the limit", "rate", "memory", "misses")
+
+
+def _groups(found: Sequence[Row]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """The rows of each group as cells: time, speed-up, share of the limit, rate, memory, and the targets missed."""
     for group, members in groupby(found, key=lambda row: row.group):
-        lines = [f"### {group}", "", "| row | time | faster than | of the limit | rate | memory | misses |"]
-        lines += ["|---|---|---|---|---|---|---|"]
+        cells = []
         for row in members:
             speedup = f"{number(row.speedup)}× {row.against}" if row.speedup is not None else ""
             share = f"{row.share:.0%} of {row.limit}" if row.share is not None else ""
             memory = ", ".join(f"{name} {peak / 1e6:.4g} MB" for name, peak in row.peaks.items())
-            cells = row.name, duration(row.seconds), speedup, share, row.rate or "", memory, ", ".join(row.missed)
-            lines.append(f"| {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            missed = ", ".join(row.missed)
+            cells.append((row.name, duration(row.seconds), speedup, share, row.rate or "", memory, missed))
+        yield group, cells
+
+
+def _absent(found: Sequence[Row]) -> str:
+    """Who did not take part, and why; nothing where all did."""
     missing = {f"{name} ({reason})": None for row in found for name, reason in row.absent.items()}
-    return "\n\n".join([*parts, *([f"Not measured: {'; '.join(missing)}."] if missing else [])])
+    return f"Not measured: {'; '.join(missing)}." if missing else ""
+
+
+def table(found: Sequence[Row]) -> str:
+    """Markdown, a part for each group."""
+    parts = []
+    for group, rows in _groups(found):
+        lines = [f"| {' | '.join(cells)} |" for cells in (HEADER, ["---"] * len(HEADER), *rows)]
+        parts.append("\n".join([f"### {group}", "", *lines]))
+    return "\n\n".join([*parts, *([_absent(found)] if _absent(found) else [])])
 
 
 def speedups(found: Sequence[Row]) -> Figure | None:
     """A bar for each speed-up, on a logarithmic scale from 1, which is as fast as the other."""
     bars = [(f"{_short(row)}, against {row.against}", row.speedup) for row in found if row.speedup is not None]
-    return _bars(bars, "times faster", lambda value: f"{number(value)}×", log=True)
+    return bar_chart(bars, "times faster", lambda value: f"{number(value)}×", log=True) if bars else None
 
 
 def shares(found: Sequence[Row]) -> Figure | None:
     """A bar for each share of what is possible; a search may beat the loop that computes every distance."""
     bars = [(f"{_short(row)}, {row.limit}", row.share) for row in found if row.share is not None]
-    return _bars(bars, "beside the limit", lambda value: f"{value:.0%}", log=True)
+    return bar_chart(bars, "beside the limit", lambda value: f"{value:.0%}", log=True) if bars else None
 
 
 def memory(found: Sequence[Row]) -> Figure | None:
     """A bar for each contestant's peak beyond what was held before."""
     bars = [(f"{_short(row)}: {name}", peak / 1e6) for row in found for name, peak in row.peaks.items()]
-    return _bars(bars, "peak memory, MB", number, log=False)
+    return bar_chart(bars, "peak memory, MB", number) if bars else None
 
 
 def _pictures(run: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
@@ -115,34 +125,6 @@ def _short(row: Row) -> str:
     return row.name.removeprefix("test_").replace("_", " ").replace("[", " [")
 
 
-def _bars(bars: Sequence[tuple[str, float]], label: str, say: Callable[[float], str], log: bool) -> Figure | None:
-    """Horizontal bars with their values; None where there is nothing to draw."""
-    if not bars:
-        return None
-    figure = new_figure(8, 1 + 0.22 * len(bars))
-    axes = figure.subplots()
-    names, values = zip(*bars, strict=True)
-    places = range(len(bars))
-    start = 1 if log else 0
-    colors = [BLUE if value >= start else ORANGE for value in values]
-    axes.barh(places, [value - start for value in values], left=start, color=colors, height=0.7)
-    axes.set_yticks(places, names)
-    axes.invert_yaxis()
-    for place, value in zip(places, values, strict=True):
-        beside = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": INK}
-        axes.annotate(say(value), (max(value, start), place), (4, 0), **beside)
-    dress(axes, label)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", labelsize=7.5, labelcolor=INK)
-    if log:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: say(value))
-        axes.minorticks_off()
-        axes.axvline(1, color=MUTED, linewidth=0.9)
-    axes.margins(x=0.12, y=0.5 / len(bars))
-    return figure
-
-
 def compared(new: Sequence[Row], old: Sequence[Row]) -> tuple[str, list[str]]:
     """Markdown of rows in both runs, and the names of those that became worse."""
     before = {row.name: row for row in old}
@@ -162,6 +144,18 @@ def compared(new: Sequence[Row], old: Sequence[Row]) -> tuple[str, list[str]]:
         lines.append(f"| {row.name} | {shown[0]} | {shown[1]} | {change - 1:+.0%} (noise {noise:.0%}) | {verdict} |")
     lines += [f"| {name} | {duration(past.seconds)} | | | gone |" for name, past in before.items()]
     return "\n".join(lines), worse
+
+
+# What the pictures show, for those who do not see them.
+ALT = {
+    "speedups": "Bars of how many times faster each row is than its baseline",
+    "shares": "Bars of the share of its limit that each row reaches",
+    "memory": "Bars of the peak memory of each contestant",
+    "roofline-flops": "Roofline of products: a point a row under copy bandwidth and the rate of products",
+    "roofline-pairs": "Roofline of bits compared: a point a row under copy bandwidth and the loop of distances",
+    "queries": "Share of the loop of distances by queries at once, a line for each width of codes",
+    "items": "Time of a query by the number of items, a line for each number of queries",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(runs: Mapping[str, Any], output: Path | None, against: Path | None) -> list[str]:
     """Print the report, or write it with its pictures; the names of rows that became worse."""
-    parts, worse = [], []
+    parts, sections, worse = [], [], []
     folder = output_folder(output) if output is not None else None
     for name, run in runs.items():
         found = reading.rows(run)
@@ -194,17 +188,39 @@ def _report(runs: Mapping[str, Any], output: Path | None, against: Path | None) 
             text, worse = compared(found, reading.rows(reading.read(against)))
             parts += [f"Against {against.name}:", text]
         parts.append(table(found))
-        for picture, figure in _pictures(run) if folder is not None else ():
-            for kind, data in {"png": png_bytes(figure), "svg": svg_bytes(figure)}.items():
-                (Path(folder) / f"{name}-{picture}.{kind}").write_bytes(data)
-            parts.append(f"![{picture} of {name}]({name}-{picture}.svg)")
+        if folder is not None:
+            pictures = dict(_pictures(run))
+            for picture, figure in pictures.items():
+                for kind, data in {"png": png_bytes(figure), "svg": svg_bytes(figure)}.items():
+                    (folder / f"{name}-{picture}.{kind}").write_bytes(data)
+            parts += [f"![{picture} of {name}]({name}-{picture}.svg)" for picture in pictures]
+            sections.append(_section(name, run, found, pictures))
     text = "\n\n".join(parts) + "\n"
     if folder is None:
         print(text)
     else:
         (folder / "report.md").write_text(text)
-        print(f"report: {folder / 'report.md'}")
+        write_report(folder / "report.html", "Benchmarks of agmh_fast", {}, sections, lead=_LEAD)
+        print(f"report: {folder / 'report.md'}, {folder / 'report.html'}")
     return worse
+
+
+_LEAD = """
+Medians; all sides of a row were shown to compute the same before they were timed, in turns, in one run.
+"""
+
+
+def _section(name: str, run: Mapping[str, Any], found: Sequence[Row], pictures: Mapping[str, Figure]) -> Section:
+    """A run's part of the page."""
+    shown = [
+        Picture(figure, f"{ALT[picture]}, of {name}; its numbers are below", wide=True)
+        for picture, figure in pictures.items()
+    ]
+    tables = []
+    for group, cells in _groups(found):
+        used = [i for i, column in enumerate(zip(*cells, strict=True)) if any(column)]
+        tables.append(Table(group, [HEADER[i] for i in used], [[row[i] for i in used] for row in cells]))
+    return Section(name, f"{machine(run)}\n\n{_absent(found)}", shown, tables)
 
 
 if __name__ == "__main__":

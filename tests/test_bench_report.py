@@ -133,6 +133,12 @@ def test_the_report_has_a_table_and_pictures(report, files, tmp_path, capsys):
         "| test_topk[64-256-100] | 1 µs | 10× faiss | 50% of distance loop | 12 Gpairs/s |  | of_limit >= 1 |" in text
     )
     assert "cpu 1 MB, published 10 MB" in text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<img ") == 7
+    assert (
+        '<td>250 ms</td><td>4× published</td><td class="words">speedup &gt;= 5</td>'.replace(' class="words"', "")
+        in page
+    )
     assert "Not measured: published, torch.compile (no compiler)." in text
     for picture in ("speedups", "shares", "memory", "roofline-flops", "roofline-pairs", "queries", "items"):
         assert f"![{picture} of run0](run0-{picture}.svg)" in text

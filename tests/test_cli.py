@@ -98,6 +98,8 @@ def test_version(capsys):
         ("search missing q.npy", "missing"),
         ("evaluate --query-codes q.npy --database-codes x.npy --query-labels xl.npy --database-labels xl.npy", "label"),
         ("evaluate --query-codes q.npy", "--query-labels"),
+        ("evaluate --query-codes q.npy --report nowhere/scores.html", "report: there is no folder 'nowhere'"),
+        ("bench --report .", "report: '.' is a folder"),
     ],
 )
 def test_a_mistake_is_exit_code_2_and_one_line(files, capsys, line, text):
@@ -152,9 +154,13 @@ def test_evaluate_agrees_with_the_function(files, capsys):
     for ties, score in scores.items():
         expected = af.metrics.retrieval(codes[:5], codes, labels[:5], labels, bits=12, ties=ties, k=20)
         assert score == json.loads(json.dumps(expected.as_dict()))
-    code, out, _ = run(capsys, line)
+    code, out, _ = run(capsys, line + " --report scores.html")
     assert code == 0
-    assert f"{af.metrics.retrieval(codes[:5], codes, labels[:5], labels, bits=12).map:.4f}" in out.splitlines()[1]
+    score = f"{af.metrics.retrieval(codes[:5], codes, labels[:5], labels, bits=12).map:.4f}"
+    assert score in out.splitlines()[1]
+    page = Path("scores.html").read_text()
+    assert f'<th scope="row">stable</th><td>{score}</td>' in page
+    assert '<img alt="Precision over recall of q.npy"' in page
 
 
 def test_info(capsys):

@@ -227,7 +227,7 @@ def test_codes_of_another_model_are_refused(folder, capsys):
 
 
 def test_evaluate_runs(folder, capsys):
-    code, out, err = run(capsys, "evaluate runs other --json --figures figures")
+    code, out, err = run(capsys, "evaluate runs other --json --figures figures --report scores.html")
     assert code == 0, err
     told = json.loads(out)["runs"]
     assert [(row["run"], row["bits"], row["selected_by"]) for row in told] == [
@@ -245,6 +245,11 @@ def test_evaluate_runs(folder, capsys):
         assert row["scores"]["stable"]["map"] == train.load_meta(row["run"])["map"]
     for name in ("precision_recall", "map_by_bits"):
         assert Path(f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = Path("scores.html").read_text()
+    for row in told:
+        assert f"<h2>{row['run']}</h2>" in page
+        assert f"<td>{row['scores']['stable']['map']:.4f}</td>" in page
+    assert "mAP by code length: " in page
     code, out, _ = run(capsys, "evaluate runs --model final")
     assert code == 0
     assert "runs/4bits: 4 bits, final model, after iteration 1, selected by last" in out

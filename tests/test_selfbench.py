@@ -17,16 +17,21 @@ def _one_round(monkeypatch):
     monkeypatch.setattr(selfbench, "ROUNDS", 1)
 
 
-def test_a_quick_bench_times_every_row(capsys):
+def test_a_quick_bench_times_every_row(capsys, tmp_path):
     code, out, err = run(capsys, "bench --quick --json")
     assert code == 0
     found = json.loads(out)
     assert len(found["rows"]) == 6
     assert all(row["seconds"] > 0 and row["recorded_seconds"] is None for row in found["rows"])
     assert err.count("measuring: ") == 5
-    code, out, _ = run(capsys, "bench --quick")
+    report = tmp_path / "bench.html"
+    code, out, _ = run(capsys, f"bench --quick --report {report}")
     assert code == 0
     assert out.count("not recorded") == 6
+    page = report.read_text()
+    assert page.count("<td>not recorded</td>") == 6
+    assert '<th scope="row">on a GPU</th><td>not measured</td>' in page
+    assert page.count("<img ") == 1
 
 
 def test_every_row_has_a_recorded_one():

@@ -7,17 +7,23 @@ import sys
 from typing import Any
 
 from agmh_fast.cli.command import Command, add_json, print_json
+from agmh_fast.cli.reports import check_report, times, write_bench
+from agmh_fast.recorded import duration
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes: does it all run? its numbers mean nothing")
+    parser.add_argument("--report", metavar="html", help="write a page of the measurements, one file")
     add_json(parser)
 
 
 def _run(args: argparse.Namespace) -> None:
     from agmh_fast import selfbench
 
+    check_report(args.report)
     found = selfbench.run(args.quick, lambda what: print(f"measuring: {what}", file=sys.stderr))
+    if args.report is not None:
+        write_bench(args.report, found)
     if args.json:
         print_json(found)
     else:
@@ -43,14 +49,12 @@ def _cell(seconds: float | None, speedup: float | None) -> str:
     """A time and a ratio, e.g. "194 ms, 6.03×"."""
     if seconds is None:
         return "not recorded"
-    unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if seconds * s >= 1), ("µs", 1e6))
-    times = "" if speedup is None else f", {speedup:.3g}×"
-    return f"{seconds * scale:.3g} {unit}{times}"
+    return duration(seconds) + ("" if speedup is None else f", {times(speedup)}")
 
 
 BENCH = Command(
     "measure this machine for a minute, and hold it against the recorded results",
-    "agmh-fast bench",
+    "agmh-fast bench --report bench.html",
     _options,
     _run,
 )

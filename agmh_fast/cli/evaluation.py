@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
 from agmh_fast.cli.command import Command, add_json, print_json, read_npy
 from agmh_fast.cli.images import add_model
+from agmh_fast.cli.reports import check_report, score_figures, write_scores
 from agmh_fast.errors import require
 
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, help="for files: code length (default: 8 · bytes)")
     parser.add_argument("-k", type=int, help="score only the first k items (default: the whole database)")
     parser.add_argument("--figures", metavar="folder", help="draw precision over recall, and mAP over several lengths")
+    parser.add_argument("--report", metavar="html", help="write a page of scores and pictures, one file")
     add_json(parser)
 
 
 def _run(args: argparse.Namespace) -> None:
+    check_report(args.report)
     files = {f"--{name.replace('_', '-')}": getattr(args, name) for name in _FILES}
     missing = [option for option, path in files.items() if path is None]
     if args.runs:
@@ -50,7 +52,7 @@ def _evaluate_files(args: argparse.Namespace) -> None:
     codes = read_npy("--query-codes", args.query_codes), read_npy("--database-codes", args.database_codes)
     labels = read_npy("--query-labels", args.query_labels), read_npy("--database-labels", args.database_labels)
     scores = {ties: metrics.retrieval(*codes, *labels, args.bits, ties, args.k) for ties in TIE_RULES}
-    _draw(args.figures, {args.query_codes: scores})
+    _draw(args, {args.query_codes: scores})
     if args.json:
         print_json(_plain(scores))
     else:
@@ -62,7 +64,7 @@ def _evaluate_runs(args: argparse.Namespace) -> None:
 
     folders = [folder for top in args.runs for folder in run_folders(top)]
     results = evaluate_runs(folders, args.model, args.root, args.k, args.workers)
-    _draw(args.figures, {result.folder: result.scores for result in results})
+    _draw(args, {result.folder: result.scores for result in results})
     if args.json:
         about = [
             {
@@ -104,29 +106,22 @@ def _print_scores(scores: Scores) -> None:
     print(first.definition)
 
 
-def _draw(folder: str | None, scored: dict[str, Scores]) -> None:
-    """Pictures of every run: precision over recall, and with more than one code length mAP over them."""
-    if folder is None:
-        return
-    from agmh_fast import viz
-    from agmh_fast.files import output_folder
+def _draw(args: argparse.Namespace, scored: dict[str, Scores]) -> None:
+    """The pictures and the page that were asked for."""
+    if args.figures is not None:
+        from agmh_fast import viz
+        from agmh_fast.files import output_folder
 
-    place = output_folder(folder)
-    firsts = {name: scores["stable"] for name, scores in scored.items()}
-    curves = {name: (score.pr_curve.precision, score.pr_curve.recall) for name, score in firsts.items()}
-    viz.save_png(viz.precision_recall_curves(curves), place / "precision_recall.png")
-    series: dict[str, dict[int, float]] = {}
-    for name, score in firsts.items():
-        # The lengths of one training lie side by side: a line for each such folder.
-        folder = os.path.dirname(name) or "."
-        series.setdefault(name if score.bits in series.get(folder, {}) else folder, {})[score.bits] = score.map
-    if len({score.bits for score in firsts.values()}) > 1:
-        viz.save_png(viz.map_by_bits(series), place / "map_by_bits.png")
+        place = output_folder(args.figures)
+        for name, figure in score_figures(scored).items():
+            viz.save_png(figure, place / f"{name}.png")
+    if args.report is not None:
+        write_scores(args.report, scored)
 
 
 EVALUATE = Command(
     "score runs, or packed codes and labels: mAP, precision and recall under every rule for ties",
-    "agmh-fast evaluate runs/cub --figures pictures",
+    "agmh-fast evaluate runs/cub --report scores.html",
     _options,
     _run,
 )

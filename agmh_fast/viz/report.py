@@ -6,7 +6,7 @@ import base64
 import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from agmh_fast.viz.figure import FIGURE_DPI, png_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# A cell of more letters is read as words, and broken into lines.
+_LONG = 24
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 _STYLE = """
@@ -37,24 +39,31 @@ h2 { font-size: 1.25rem; line-height: 1.3; margin: 3rem 0 0.5rem; padding-top: 1
 p { max-width: 44rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
 .lead { color: var(--muted); font-size: 1.05rem; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1px; margin: 1.75rem 0;
-  background: var(--line); border: 1px solid var(--line); border-radius: 0.6rem; overflow: hidden; }
-dl div { background: var(--band); padding: 0.8rem 1rem; flex: 1; }
+  background: var(--band); border: 1px solid var(--line); border-radius: 0.6rem; overflow: hidden; }
+dl div { box-shadow: 0 0 0 1px var(--line); padding: 0.8rem 1rem; }
 dt { color: var(--muted); font-size: 0.82rem; }
 dd { margin: 0; font-size: 1.3rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.table { overflow-x: auto; margin: 1.5rem 0; max-width: 44rem; }
+figure.data { margin: 1.5rem 0; max-width: 44rem; }
+section figure.data { max-width: none; }
+.table { overflow-x: auto; margin-top: 0.4rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--muted); font-size: 0.9rem; padding-bottom: 0.4rem; }
 th, td { padding: 0.45rem 0.75rem; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 th { text-align: left; font-weight: 400; color: var(--muted); }
 td { text-align: right; font-weight: 600; }
+td.words { min-width: 12rem; font-weight: 400; }
+thead th { text-align: right; vertical-align: bottom; border-bottom-width: 2px; white-space: nowrap; }
+thead th:first-child { text-align: left; }
+thead ~ tbody th { min-width: 9rem; }
+thead ~ tbody td:not(.words) { white-space: nowrap; }
 tbody tr:nth-child(odd) { background: var(--band); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.25rem;
   align-items: start; margin: 1.25rem 0; }
 figure { margin: 0; min-width: 0; }
 figure.wide { grid-column: 1 / -1; }
 .sheet { background: #fff; border: 1px solid var(--line); border-radius: 0.6rem; padding: 0.6rem; overflow-x: auto; }
-.sheet:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.sheet:focus-visible, .table:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 img { display: block; width: 100%; height: auto; }
+figure:not(.wide) img { max-width: 34rem; margin: 0 auto; }
 .wide img { margin: 0 auto; }
 figcaption { color: var(--muted); font-size: 0.9rem; line-height: 1.45; margin-top: 0.5rem; max-width: 44rem;
   overflow-wrap: anywhere; }
@@ -77,12 +86,25 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of cells, numbers or text, under a caption and a header; the first cell of a row names it.
+
+    A table that is wider than the screen scrolls by itself.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, a text (an empty line starts a new paragraph) and pictures."""
+    """A heading, a text (an empty line starts a new paragraph), pictures and tables."""
 
     title: str
     text: str = ""
     pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
 
 
 def write_report(
@@ -92,23 +114,21 @@ def write_report(
     sections: Sequence[Section],
     lead: str = "",
     highlights: Mapping[str, object] | None = None,
+    caption: str = "What was measured",
 ) -> None:
     """Write one self-contained HTML page to `path`, whole or not at all.
 
-    `lead` is the text under the title, `highlights` the few numbers to see first, `summary` the table of what was
-    measured (label -> number or text; None reads "not measured"). All text is escaped; pictures are embedded; the page
-    has no script and fetches nothing. Raises InputError if a picture lacks its alt text or `path` cannot be written.
+    `lead` is the text under the title, `highlights` the few numbers to see first, `summary` the table under `caption`
+    (label -> number or text; None reads "not measured"). All text is escaped; pictures are embedded; the page has no
+    script and fetches nothing. Raises InputError if a picture lacks its alt text, a row of a table has not as many
+    cells as its header, or `path` cannot be written.
     """
     body = [f"<h1>{escape(title)}</h1>", _paragraphs(lead, ' class="lead"')]
     if highlights:
         cells = (f"<div><dt>{escape(k)}</dt><dd>{escape(_text(v))}</dd></div>" for k, v in highlights.items())
         body.append(f"<dl>{''.join(cells)}</dl>")
     if summary:
-        rows = (f'<tr><th scope="row">{escape(k)}</th><td>{escape(_text(v))}</td></tr>' for k, v in summary.items())
-        body.append(
-            '<div class="table"><table><caption>What was measured</caption>'
-            f"<tbody>{''.join(rows)}</tbody></table></div>"
-        )
+        body.append(_boxed(caption, "", summary.items()))
     body += [_section(section) for section in sections]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -128,8 +148,33 @@ def _section(section: Section) -> str:
     return (
         f"<section>\n<h2>{escape(section.title)}</h2>\n{_paragraphs(section.text)}\n"
         + (f'<div class="pictures">\n{pictures}\n</div>\n' if pictures else "")
+        + "".join(f"{_table(table)}\n" for table in section.tables)
         + "</section>"
     )
+
+
+def _table(table: Table) -> str:
+    width = len(table.header)
+    require(all(len(row) == width for row in table.rows), f"every row of {table.caption!r} must have {width} cells")
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
+    return _boxed(table.caption, f"<thead><tr>{cells}</tr></thead>", table.rows)
+
+
+def _boxed(caption: str, head: str, rows: Iterable[Sequence[object]]) -> str:
+    """A table in a box that scrolls where it must, and is then reached by keyboard."""
+    lines = (
+        f'<tr><th scope="row">{escape(str(name))}</th>' + "".join(_cell(_text(value)) for value in values) + "</tr>"
+        for name, *values in rows
+    )
+    return (
+        f'<figure class="data"><figcaption>{escape(caption)}</figcaption><div class="table" tabindex="0">'
+        f"<table>{head}<tbody>{''.join(lines)}</tbody></table></div></figure>"
+    )
+
+
+def _cell(text: str) -> str:
+    kind = ' class="words"' if len(text) > _LONG else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _paragraphs(text: str, attributes: str = "") -> str:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from agmh_fast.errors import InputError
-from agmh_fast.viz import Picture, Section, map_curve, png_bytes, write_report
+from agmh_fast.viz import Picture, Section, Table, map_curve, png_bytes, write_report
 
 CURVE = map_curve([{"seconds": 1.0, "map": 0.25}, {"seconds": 2.0, "map": 0.5}])
 
@@ -48,6 +48,7 @@ def page(tmp_path: Path) -> str:
             Section("Losses", "First.\n\nSecond\nline.", [Picture(CURVE, 'a "rising" curve', "mAP < 1")]),
             Section("Found", "", [Picture(png_bytes(CURVE, 90), "the same again", wide=True)]),
             Section("Words alone", "no picture"),
+            Section("Scores", "", tables=[Table("by <rule>", ["ties", "mAP", "why"], [["stable", 0.5, "w" * 30]])]),
         ],
         lead="What was measured.",
         highlights={"mAP": 0.5},
@@ -82,19 +83,29 @@ def test_text_is_escaped_and_elements_nest(page: str) -> None:
 
 
 def test_numbers_and_paragraphs_read_well(page: str) -> None:
-    cells = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', page))
+    cells = dict(re.findall(r'<th scope="row">(.*?)</th><td[^>]*>(.*?)</td>', page))
     assert cells["mAP"] == "0.7412"
     assert cells["images"] == "1,680"
     assert cells["GPU"] == "not measured"
     assert cells["resumed"] == "no"
     assert "<p>First.</p>\n<p>Second line.</p>" in page
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Losses", "Found", "Words alone"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Losses", "Found", "Words alone", "Scores"]
 
 
 def test_it_suits_small_screens_and_dark_ones(page: str) -> None:
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
     assert "prefers-color-scheme: dark" in page
     assert '<html lang="en">' in page
+
+
+def test_a_table_names_its_rows_and_columns_and_scrolls_by_itself(page: str) -> None:
+    table = page[page.index("by &lt;rule&gt;") :]
+    assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["ties", "mAP", "why"]
+    assert f'<th scope="row">stable</th><td>0.5</td><td class="words">{"w" * 30}</td>' in table
+    boxes = [attributes for tag, attributes in Elements(page).tags if attributes.get("class") in ("table", "sheet")]
+    # Whoever has no pointer scrolls by the keyboard.
+    assert [box.get("tabindex") for box in boxes] == ["0", None, "0", "0"]
+    assert len(re.findall(r"\.(?:table|sheet) {[^}]*overflow-x: auto", page)) == 2
 
 
 def test_errors_leave_no_file_behind(tmp_path: Path) -> None:
@@ -105,4 +116,6 @@ def test_errors_leave_no_file_behind(tmp_path: Path) -> None:
         write_report(target, "t", {}, [Section("s", "", [Picture(b"GIF89a", "a gif")])])
     with pytest.raises(InputError, match="no folder"):
         write_report(tmp_path / "missing" / "report.html", "t", {}, [])
+    with pytest.raises(InputError, match="every row of 't' must have 2 cells"):
+        write_report(target, "t", {}, [Section("s", tables=[Table("t", ["a", "b"], [["only one"]])])])
     assert list(tmp_path.iterdir()) == []
