@@ -80,7 +80,7 @@ class LazyAttention(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _METADATA:
-            return super().__torch_function__(func, types, args, kwargs or {})
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         args, kwargs = tree_map_only(LazyAttention, LazyAttention.materialize, (args, kwargs or {}))
         return func(*args, **kwargs)
 

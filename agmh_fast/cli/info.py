@@ -73,10 +73,11 @@ def _picks(device: Any) -> dict[str, str]:
 
     from agmh_fast import functional
     from agmh_fast.modules import StepwiseExternalAttention
+    from agmh_fast.ops.hashing import HashingState
 
     codes = torch.zeros(1, 1, dtype=torch.uint8, device=device)
     labels, positions = torch.arange(2, device=device), torch.arange(1, device=device)
-    state = functional.HashingState(labels, 8)
+    state = HashingState(labels, 8)
     attention = StepwiseExternalAttention(2, 4, memory_size=4).to(device)
     features, embedding = torch.zeros(1, 8, 2, 2, device=device), torch.zeros(1, 8, device=device)
     on_features: tuple[Any, ...] = (features, attention.params, True, 0.1, 1e-5)

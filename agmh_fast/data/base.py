@@ -184,7 +184,7 @@ def _unwrap(loaded: tuple[Tensor, Tensor] | InputError) -> tuple[Tensor, Tensor]
     return loaded
 
 
-class _Batches(Dataset):
+class _Batches(Dataset["tuple[Tensor, Tensor] | InputError"]):
     """A dataset whose item i is the whole batch number i."""
 
     def __init__(

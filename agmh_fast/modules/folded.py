@@ -59,7 +59,7 @@ class FusedConv(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusedConv:
         self._packed = None  # of weights that are now elsewhere or of another dtype
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_packed": None}

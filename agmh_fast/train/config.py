@@ -14,7 +14,7 @@ import torch
 from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.metrics.result import TIE_RULES
 from agmh_fast.modules.backbone import RESNETS
-from agmh_fast.ops.hashing import MAX_BITS
+from agmh_fast.ops.codes import MAX_BITS
 from agmh_fast.train.selection import SELECTIONS
 
 BACKBONES = ("auto", "small", *RESNETS)

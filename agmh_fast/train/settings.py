@@ -18,7 +18,7 @@ from typing import Any
 
 from agmh_fast.errors import InputError, require, require_int, shown
 from agmh_fast.files import output_folder
-from agmh_fast.ops.hashing import MAX_BITS
+from agmh_fast.ops.codes import MAX_BITS
 from agmh_fast.train import checkpoint
 from agmh_fast.train.config import TrainConfig
 from agmh_fast.train.disk import write_text, writing
