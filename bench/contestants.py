@@ -53,11 +53,6 @@ class Workload:
     # Whose products are counted, unless those of "torch".
     counted: Contestant | None = None
 
-    @property
-    def directions(self) -> tuple[str, ...]:
-        """What can be timed."""
-        return ("forward", "backward", "both") if self.contestants[self.baseline].leaves else ("forward",)
-
     def minimal_bytes(self, direction: str) -> int:
         """The fewest bytes that must move."""
         parts = {"forward": self.forward_bytes, "backward": self.backward_bytes}

@@ -8,16 +8,14 @@ RUN.json may also be a recorded run of bench/results/. Above 1 a search is faste
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agmh_fast.errors import InputError
-from agmh_fast.viz.figure import INK, MUTED, dress, new_figure, save_png
+import drawing
+
+from agmh_fast.viz.figure import INK, MUTED, dress, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,16 +70,7 @@ def draw(lines: Lines) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="what --benchmark-json wrote, or bench/record.py made of it")
-    parser.add_argument("picture", type=Path, help="the PNG file to write")
-    options = parser.parse_args(arguments)
-    try:
-        save_png(draw(shares(json.loads(options.run.read_text()))), options.picture)
-    except (OSError, ValueError, InputError) as error:
-        print(f"agmh-fast: {options.run}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return drawing.run(__doc__, lambda run: draw(shares(run)), arguments)
 
 
 if __name__ == "__main__":

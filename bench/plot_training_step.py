@@ -8,22 +8,23 @@ RUN.json may also be a recorded run of bench/results/.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agmh_fast.errors import InputError
-from agmh_fast.viz.figure import INK, MUTED, dress, new_figure, save_png
+import drawing
+
+from agmh_fast.viz.figure import INK, MUTED, dress, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Parts = dict[str, dict[str, float]]
 
 
 def parts_of(run: Mapping[str, Any]) -> Parts:
-    """contestant -> part -> seconds, of a step at full size; ValueError without one."""
-    for bench in run["benchmarks"]:
+    """contestant -> part -> seconds, of the last step at full size, that of the largest batch; ValueError without one."""
+    for bench in reversed(run["benchmarks"]):
         row = bench.get("extra_info", bench)
         rivals = row.get("contestants", {})
         if row.get("scale") == 1 and rivals and all("parts_s" in facts for facts in rivals.values()):
@@ -31,8 +32,8 @@ def parts_of(run: Mapping[str, Any]) -> Parts:
     raise ValueError("it has no step of training at full size")
 
 
-def draw(parts: Parts, path: Path) -> None:
-    """Write the picture: a bar a contestant, a colour a part, seconds of the whole at its end."""
+def draw(parts: Parts) -> Figure:
+    """The picture: a bar a contestant, a colour a part, seconds of the whole at its end."""
     import matplotlib
 
     figure = new_figure(7.6, 0.9 + 0.5 * len(parts))
@@ -54,20 +55,11 @@ def draw(parts: Parts, path: Path) -> None:
     dress(axes, "A step of training and its parts")
     axes.margins(x=0)
     axes.legend(fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    save_png(figure, path)
+    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="what --benchmark-json wrote, or bench/record.py made of it")
-    parser.add_argument("picture", type=Path, help="the PNG file to write")
-    options = parser.parse_args(arguments)
-    try:
-        draw(parts_of(json.loads(options.run.read_text())), options.picture)
-    except (OSError, ValueError, InputError) as error:
-        print(f"agmh-fast: {options.run}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return drawing.run(__doc__, lambda run: draw(parts_of(run)), arguments)
 
 
 if __name__ == "__main__":

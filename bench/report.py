@@ -4,9 +4,9 @@
     python bench/report.py NEW.json --against OLD.json
 
 Writes report.md, report.html, and as PNG and SVG the speed-ups, the shares of what is possible, rooflines, peak memory,
-and how search scales in queries and items, each where the run has it. --against compares speed-ups where both runs have
-them, as those do not depend on how fast the machine is, and times elsewhere; a row is worse where it lost more than
-both runs' spread and a tenth. Exit status 1: some are.
+how search scales in queries and items, and the parts of a step of training, each where the run has it. --against
+compares speed-ups where both runs have them, as those do not depend on how fast the machine is, and times elsewhere; a
+row is worse where it lost more than both runs' spread and a tenth. Exit status 1: some are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import plot_hamming
 import plot_items
 import plot_roofline
+import plot_training_step
 import rows as reading
 from rows import Row
 
@@ -117,6 +118,8 @@ def _pictures(run: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
             yield f"roofline-{kind}s", plot_roofline.draw(roofline, kind)
     with contextlib.suppress(ValueError):
         yield "queries", plot_hamming.draw(plot_hamming.shares(run))
+    with contextlib.suppress(ValueError):
+        yield "step", plot_training_step.draw(plot_training_step.parts_of(run))
     if items := plot_items.times(run["benchmarks"]):
         yield "items", plot_items.draw(items)
 
@@ -154,6 +157,7 @@ ALT = {
     "roofline-flops": "Roofline of products: a point a row under copy bandwidth and the rate of products",
     "roofline-pairs": "Roofline of bits compared: a point a row under copy bandwidth and the loop of distances",
     "queries": "Share of the loop of distances by queries at once, a line for each width of codes",
+    "step": "A step of training as stacked bars of its parts, the published step beside ours",
     "items": "Time of a query by the number of items, a line for each number of queries",
 }
 
