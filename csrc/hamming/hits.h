@@ -72,15 +72,12 @@ class PlaneScan {
 template <class Limit, class Epilogue>
 void scan_hits(const Task& task, Range queries, Range items, const Limit& limit, const Epilogue& epilogue) {
   if (!PlaneScan::pays(task.bits, queries.size())) {
-    uint16_t index[kMaxTile + kIndexSlack];
-    int16_t distances[kMaxTile + kIndexSlack];
-    Key keys[kMaxTile];
+    Key keys[kMaxTile + kIndexSlack];
     const int row_bytes = padded_bytes(task.bits);
     const auto near = kernels().near;
     scan_rows(task, queries, items,
               [&](int64_t query, const uint8_t* code, int64_t first, const uint8_t* rows, int count) {
-                int found = near(code, rows, count, row_bytes, limit(query), index, distances);
-                for (int i = 0; i < found; ++i) keys[i] = key_of(distances[i], first + index[i]);
+                int found = near(code, rows, count, row_bytes, limit(query), first, keys);
                 if (task.mask != nullptr) found = keep_unmasked(task, query, found, keys);
                 if (found > 0) epilogue(query, Hits{keys, found});
               });

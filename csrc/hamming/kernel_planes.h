@@ -52,7 +52,7 @@ constexpr std::array<uint8_t, 64> byte_transpose(bool reversed) {
 alignas(64) constexpr auto kForward = byte_transpose(false), kReversed = byte_transpose(true);
 
 // 512 words of 64 bits to 64 planes; bit i of a plane belongs to word i.
-void planes_of_words(const uint64_t* words, uint64_t* planes) {
+void planes_of_words(const uint8_t* words, uint64_t* planes) {
   const Vec forward = _mm512_load_si512(kForward.data()), reversed = _mm512_load_si512(kReversed.data());
   // Multiplied by a matrix over GF(2), the byte 1 << k yields column k of the matrix.
   const Vec unit = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201));
@@ -60,7 +60,7 @@ void planes_of_words(const uint64_t* words, uint64_t* planes) {
   for (int h = 0; h < 8; ++h) {
     Vec(&r)[8] = blocks[h];
     for (int g = 0; g < 8; ++g) {
-      const Vec bytes = _mm512_permutexvar_epi8(reversed, _mm512_loadu_si512(words + 8 * (8 * h + g)));
+      const Vec bytes = _mm512_permutexvar_epi8(reversed, _mm512_loadu_si512(words + 64 * (8 * h + g)));
       r[g] = _mm512_gf2p8affine_epi64_epi8(unit, bytes, 0);
     }
     transpose8(r);
@@ -76,9 +76,9 @@ void planes_of_words(const uint64_t* words, uint64_t* planes) {
 #else
 // 512 words of 64 bits to 64 planes; bit i of a plane belongs to word i. Eight transposes of 64 × 64 bits side by side,
 // each by swapping quarters of blocks, then of their quarters, and so on.
-void planes_of_words(const uint64_t* words, uint64_t* planes) {
+void planes_of_words(const uint8_t* words, uint64_t* planes) {
   for (int g = 0; g < 8; ++g)
-    for (int i = 0; i < 64; ++i) planes[8 * i + g] = words[64 * g + i];
+    for (int i = 0; i < 64; ++i) planes[8 * i + g] = load<uint64_t>(words + 8 * (64 * g + i));
   uint64_t mask = 0x00000000ffffffff;
   for (int half = 32; half != 0; half >>= 1, mask ^= mask << half)
     for (int i = 0; i < 64; i = ((i | half) + 1) & ~half) {
@@ -92,34 +92,38 @@ void planes_of_words(const uint64_t* words, uint64_t* planes) {
 }
 #endif
 
-// Word `word` of the rows, zero beyond `count` and beyond a row's end.
-void gather_words(const uint8_t* rows, int count, int row_bytes, int word, uint64_t* words) {
-  std::memset(words, 0, kPlaneItems * sizeof(uint64_t));
-  if (8 * word >= row_bytes) return;
-  const uint8_t* from = rows + 8 * word;
-  switch (row_bytes) {
-    case 2:
-      for (int i = 0; i < count; ++i) words[i] = load<uint16_t>(from + 2 * i);
-      break;
-    case 4:
-      for (int i = 0; i < count; ++i) words[i] = load<uint32_t>(from + 4 * i);
-      break;
-    default:
-      for (int i = 0; i < count; ++i) words[i] = load<uint64_t>(from + static_cast<int64_t>(i) * row_bytes);
-  }
+// Every `stride`-th Word from `from` on, zeros beyond `count`.
+template <class Word>
+AGMH_INLINE void widen(const uint8_t* from, int count, int64_t stride, uint64_t* words) {
+  for (int i = 0; i < count; ++i) words[i] = load<Word>(from + i * stride);
+  std::fill(words + count, words + kPlaneItems, 0);
 }
 
-void build(const uint8_t* rows, int count, int row_bytes, int bits, int chunk, const PlanePlan& plan, uint8_t* table) {
+// Word `word` of the rows, zero beyond `count` and beyond a row's end; where such words do not adjoin they are copied.
+const uint8_t* gather_words(const uint8_t* rows, int count, int row_bytes, int word, uint64_t* words) {
+  if (row_bytes == 8 && word == 0 && count == kPlaneItems) return rows;
+  const uint8_t* from = rows + 8 * word;
+  if (8 * word >= row_bytes)
+    widen<uint64_t>(from, 0, 0, words);
+  else if (row_bytes == 2)
+    widen<uint16_t>(from, count, 2, words);
+  else if (row_bytes == 4)
+    widen<uint32_t>(from, count, 4, words);
+  else if (row_bytes == 16)
+    widen<uint64_t>(from, count, 16, words);
+  else
+    widen<uint64_t>(from, count, row_bytes, words);
+  return reinterpret_cast<const uint8_t*>(words);
+}
+
+void build(const uint8_t* rows, int count, int row_bytes, int chunk, const int16_t* positions, const PlanePlan& plan,
+           uint8_t* table) {
   alignas(64) uint64_t words[kPlaneItems];
   alignas(64) uint64_t planes[129][kPlaneWords];
   const int first_word = chunk * plan.chunk_bits() / 64;
-  for (int w = 0; w < plan.chunk_bits() / 64; ++w) {
-    gather_words(rows, count, row_bytes, first_word + w, words);
-    planes_of_words(words, planes[64 * w]);
-  }
+  for (int w = 0; w < plan.chunk_bits() / 64; ++w)
+    planes_of_words(gather_words(rows, count, row_bytes, first_word + w, words), planes[64 * w]);
   std::memset(planes[128], 0, sizeof planes[128]);
-  int16_t positions[3 * 43];
-  plane_positions(bits, chunk, plan, positions);
   const auto plane = [&](int i) { return planes[positions[i] < 0 ? 128 : positions[i] - 64 * first_word]; };
   for (int t = 0; t < plan.triples; ++t) {
     const uint64_t *a = plane(3 * t), *b = plane(3 * t + 1), *c = plane(3 * t + 2);

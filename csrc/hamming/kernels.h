@@ -39,10 +39,10 @@ struct KernelSet {
   void (*distance_bytes)(const uint8_t* query, const uint8_t* rows, int count, int row_bytes, uint8_t* out);
   // The ascending i < count with distances[i] <= limit; returns how many there are.
   int (*within)(const int16_t* distances, int count, int16_t limit, uint16_t* index);
-  // The ascending i < count whose rows differ from `query` in no more than `limit` bits, and in how many they do;
-  // returns how many there are. count <= kMaxTile.
-  int (*near)(const uint8_t* query, const uint8_t* rows, int count, int row_bytes, int16_t limit, uint16_t* index,
-              int16_t* distances);
+  // Keys, ascending by position, of the rows that differ from `query` in no more than `limit` bits, the first of them
+  // at position `first`; returns how many there are. count <= kMaxTile.
+  int (*near)(const uint8_t* query, const uint8_t* rows, int count, int row_bytes, int16_t limit, int64_t first,
+              Key* keys);
   // The ascending i < count with bytes[i] != 0; returns how many there are.
   int (*nonzero)(const uint8_t* bytes, int count, uint16_t* index);
   // The places, ascending, of all bits that are set in the hits of some tiles, (tiles, kPlaneWords) with `tile_stride`

@@ -1,4 +1,5 @@
 // What every processor runs.
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>

@@ -2,6 +2,7 @@
 #if defined(__aarch64__) && defined(__ARM_NEON)
 #include <arm_neon.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>

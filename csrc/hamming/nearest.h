@@ -44,8 +44,9 @@ class DistanceCounts {
 
 // Hits come in ascending position and enter a buffer. When it is full the k nearest stay, the k-th distance becomes the
 // limit, and from there on only nearer ones are wanted: one at that distance loses to those before it. So a hit costs
-// no more than a store, and that limit need not be known at every moment.
-class Nearest {
+// no more than a store, and that limit need not be known at every moment. A cache line each: the parts of a query are
+// neighbours, and each belongs to a thread.
+class alignas(64) Nearest {
  public:
   static constexpr int64_t capacity(int64_t k) { return k + std::max<int64_t>(k, 128); }
 

@@ -35,16 +35,17 @@ void plane_positions(int bits, int chunk, const PlanePlan& plan, int16_t* positi
 }
 
 PlaneFilter::PlaneFilter(const PlaneKernels& kernels, int bits, const uint8_t* queries, int count)
-    : kernels_(kernels), bits_(bits), row_bytes_(padded_bytes(bits)), queries_(count), plan_(plane_plan(bits)) {
+    : kernels_(kernels), row_bytes_(padded_bytes(bits)), queries_(count), plan_(plane_plan(bits)) {
   const size_t row = static_cast<size_t>(2 * plan_.triples);
   offsets_.resize(static_cast<size_t>(plan_.chunks) * static_cast<size_t>(count) * row);
-  std::vector<int16_t> positions(static_cast<size_t>(3 * plan_.triples));
+  positions_.resize(static_cast<size_t>(plan_.chunks * 3 * plan_.triples));
   uint16_t* to = offsets_.data();
   for (int chunk = 0; chunk < plan_.chunks; ++chunk) {
-    plane_positions(bits, chunk, plan_, positions.data());
+    int16_t* const positions = positions_.data() + chunk * 3 * plan_.triples;
+    plane_positions(bits, chunk, plan_, positions);
     for (int q = 0; q < count; ++q)
       for (int t = 0; t < plan_.triples; ++t) {
-        const int16_t* at = positions.data() + 3 * t;
+        const int16_t* at = positions + 3 * t;
         const uint8_t* code = queries + static_cast<int64_t>(q) * row_bytes_;
         const int value = bit_of(code, at[0]) | bit_of(code, at[1]) << 1 | bit_of(code, at[2]) << 2;
         const int odd = std::popcount(static_cast<unsigned>(value)) & 1;
@@ -61,7 +62,7 @@ PlaneFilter::PlaneFilter(const PlaneKernels& kernels, int bits, const uint8_t* q
 
 void PlaneFilter::chunk(int index, const uint8_t* rows, int count, PlaneCount task) {
   const int64_t row = 2 * plan_.triples;
-  kernels_.build(rows, count, row_bytes_, bits_, index, plan_, table_);
+  kernels_.build(rows, count, row_bytes_, index, positions_.data() + index * 3 * plan_.triples, plan_, table_);
   task.table = table_;
   task.offsets = offsets_.data() + index * queries_ * row;
   task.stride = row;

@@ -58,9 +58,10 @@ struct Tally {
 };
 
 struct PlaneKernels {
-  // Table of the bits of chunk `chunk` of `count` <= kPlaneItems padded, adjoining rows.
-  void (*build)(const uint8_t* rows, int count, int row_bytes, int bits, int chunk, const PlanePlan& plan,
-                uint8_t* table);
+  // Table of the bits of chunk `chunk` of `count` <= kPlaneItems padded, adjoining rows; plane_positions() gave
+  // `positions`.
+  void (*build)(const uint8_t* rows, int count, int row_bytes, int chunk, const int16_t* positions,
+                const PlanePlan& plan, uint8_t* table);
   void (*count)(const PlanePlan& plan, const PlaneCount& task);
   void (*tally)(const Tally& task);
   // Queries from which on this is faster than distances one by one: up to 32, up to 256 and more bits.
@@ -92,11 +93,11 @@ class PlaneFilter {
   void chunk(int index, const uint8_t* rows, int count, PlaneCount task);
 
   const PlaneKernels& kernels_;
-  int bits_;
   int row_bytes_;
   int queries_;
   PlanePlan plan_;
-  std::vector<uint16_t> offsets_;  // (chunks, queries, 2 · triples)
+  std::vector<int16_t> positions_;  // (chunks, 3 · triples)
+  std::vector<uint16_t> offsets_;   // (chunks, queries, 2 · triples)
   std::unique_ptr<uint8_t[]> scratch_;
   uint8_t* table_;
   uint64_t* state_;

@@ -14,9 +14,11 @@ struct Release {
 };
 using Block = std::unique_ptr<uint8_t[], Release>;
 
-// At least `bytes` of memory, aligned as operator new aligns, with anything in it; throws std::bad_alloc. Blocks that
-// are given back are kept, up to kKeptBytes of them in the whole process.
+// At least `bytes` of memory, aligned to a cache line, with anything in it; throws std::bad_alloc. Blocks that are
+// given back are kept, up to kKeptBytes of them. The system may take the pages of those from kHugeBytes on whenever it
+// is short of memory.
 Block take_block(size_t bytes);
-inline constexpr size_t kKeptBytes = size_t{64} << 20;
+inline constexpr size_t kKeptBytes = size_t{512} << 20;
+inline constexpr size_t kHugeBytes = size_t{4} << 20;
 
 }  // namespace agmh

@@ -20,6 +20,10 @@ constexpr int64_t kScratchBytes = int64_t{32} << 20;
 // From items / kCountingShare results on, a second scan is cheaper than keeping candidates.
 constexpr int64_t kCountingShare = 8;
 constexpr int64_t kAlwaysKept = 1024;
+// Results of a block's queries together up to which no limit is guessed.
+constexpr int64_t kUnguessed = 2048;
+// Hits that are worth a thread to sort them.
+constexpr int64_t kHitsPerThread = 32768;
 
 // Of one query.
 constexpr int64_t scratch_bytes(int64_t k) { return Nearest::capacity(k) * static_cast<int64_t>(sizeof(Key)); }
@@ -29,6 +33,14 @@ struct Outputs {
   int32_t* distances;
   int64_t* ids;
 };
+
+// What a block's queries begin with: what a sample says, unless so few results are wanted that reading one costs more
+// than the hits it saves; bit planes find those of thousands of items before any limit falls.
+std::vector<int16_t> starting_limits(const Task& task, Range queries, int64_t kept, int limit) {
+  if (queries.size() * kept <= kUnguessed && !PlaneScan::pays(task.bits, queries.size()))
+    return std::vector<int16_t>(static_cast<size_t>(queries.size()), static_cast<int16_t>(limit));
+  return guess_limits(task, queries, kept, limit);
+}
 
 // One query's results from the parts of the items, by a stable counting sort; parts come in ascending position. Returns
 // how many items the parts hold.
@@ -81,8 +93,10 @@ std::vector<int64_t> search_block(const Task& task, const Plan& plan, Range quer
         task, queries, part_of(task.size(), plan.parts, part), [&](int64_t query) { return of(query).limit(); },
         [&](int64_t query, const Hits& hits) { of(query).add(hits, counts); });
   });
+  int64_t hits = 0;
+  for (const Nearest& list : nearest) hits += list.size();
   std::vector<int64_t> totals(static_cast<size_t>(queries.size()));
-  parallel_for(plan.parts, queries.size(), [&](int64_t q) {
+  parallel_for(hits < kHitsPerThread ? 1 : plan.parts, queries.size(), [&](int64_t q) {
     const Nearest* parts = nearest.data() + q * plan.parts;
     totals[static_cast<size_t>(q)] = merge(task, queries.begin + q, parts, plan.parts, largest, out);
   });
@@ -96,7 +110,7 @@ void topk_by_threshold(const Task& task, int64_t kept, int limit, const Outputs&
   const Plan plan = make_hits_plan(task, std::clamp<int64_t>(kScratchBytes / scratch_bytes(kept), 1, kMaxBlock));
   parallel_for(plan.outer, plan.blocks(task.queries.count), [&](int64_t index) {
     const Range queries = plan.queries(index, task.queries.count);
-    const std::vector<int16_t> limits = guess_limits(task, queries, kept, limit);
+    const std::vector<int16_t> limits = starting_limits(task, queries, kept, limit);
     // A guess that was too low is made good without one.
     for (const int64_t query : search_block(task, plan, queries, kept, limits, out))
       if (limits[static_cast<size_t>(query - queries.begin)] < limit)

@@ -13,17 +13,36 @@
 #include "hamming/pool.h"
 #include "hamming/sample.h"
 
-void* operator new(size_t size) {
+namespace {
+
+// Memory that begins `alignment` bytes into what malloc gives; just before it stand its size and that alignment.
+void* counted(size_t size, size_t alignment) {
   if (spare >= 0 && spare-- == 0) throw std::bad_alloc();
-  auto* block = static_cast<size_t*>(std::malloc(size + 16));
-  if (block == nullptr) throw std::bad_alloc();
-  block[0] = size;
+  alignment = std::max(alignment, 2 * sizeof(size_t));
+  const size_t whole = (size / alignment + 2) * alignment;
+  auto* const memory = whole < size ? nullptr : static_cast<char*>(std::aligned_alloc(alignment, whole));
+  if (memory == nullptr) throw std::bad_alloc();
+  auto* const block = reinterpret_cast<size_t*>(memory + alignment);
+  block[-2] = size;
+  block[-1] = alignment;
   const int64_t now = held += static_cast<int64_t>(size);
   int64_t seen = most;
   while (now > seen && !most.compare_exchange_weak(seen, now)) {
   }
-  return block + 2;
+  return block;
 }
+
+void discount(void* memory) {
+  if (memory == nullptr) return;
+  const size_t* const block = static_cast<size_t*>(memory);
+  held -= static_cast<int64_t>(block[-2]);
+  std::free(static_cast<char*>(memory) - block[-1]);
+}
+
+}  // namespace
+
+void* operator new(size_t size) { return counted(size, 1); }
+void* operator new(size_t size, std::align_val_t alignment) { return counted(size, static_cast<size_t>(alignment)); }
 void* operator new(size_t size, const std::nothrow_t&) noexcept {
   try {
     return operator new(size);
@@ -31,13 +50,10 @@ void* operator new(size_t size, const std::nothrow_t&) noexcept {
     return nullptr;
   }
 }
-void operator delete(void* memory) noexcept {
-  if (memory == nullptr) return;
-  size_t* block = static_cast<size_t*>(memory) - 2;
-  held -= static_cast<int64_t>(block[0]);
-  std::free(block);
-}
-void operator delete(void* memory, size_t) noexcept { operator delete(memory); }
+void operator delete(void* memory) noexcept { discount(memory); }
+void operator delete(void* memory, size_t) noexcept { discount(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { discount(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { discount(memory); }
 
 namespace {
 
@@ -302,18 +318,20 @@ void check_scratch() {
 // Blocks come back to be used again, those that fit; no more is kept than said, and no block is given twice.
 void check_pool() {
   constexpr size_t kMega = size_t{1} << 20;
-  agmh::Block first = agmh::take_block(4 * kMega), second = agmh::take_block(4 * kMega);
+  // Larger than what searches have left.
+  agmh::Block first = agmh::take_block(100 * kMega), second = agmh::take_block(100 * kMega);
   CHECK(first.get() != second.get());
   const uint8_t* const used = first.get();
-  std::fill_n(first.get(), 4 * kMega, uint8_t{1});
+  std::fill_n(first.get(), 100 * kMega, uint8_t{1});
   first.reset();
-  agmh::Block small = agmh::take_block(kMega), large = agmh::take_block(5 * kMega), again = agmh::take_block(3 * kMega);
+  agmh::Block small = agmh::take_block(40 * kMega), large = agmh::take_block(120 * kMega);
+  agmh::Block again = agmh::take_block(90 * kMega);
   CHECK(small.get() != used && large.get() != used && again.get() == used);
   for (agmh::Block* block : {&second, &small, &large, &again}) block->reset();
   const int64_t kept = held;
   {
     std::vector<agmh::Block> blocks;
-    for (int i = 0; i < 100; ++i) blocks.push_back(agmh::take_block(kMega));
+    for (int i = 0; i < 100; ++i) blocks.push_back(agmh::take_block(i * kMega / 8));
     agmh::Block huge = agmh::take_block(2 * agmh::kKeptBytes);
   }
   CHECK(held - kept <= static_cast<int64_t>(agmh::kKeptBytes));
