@@ -23,7 +23,7 @@ Parts = dict[str, dict[str, float]]
 
 
 def parts_of(run: Mapping[str, Any]) -> Parts:
-    """contestant -> part -> seconds, of the last step at full size, that of the largest batch; ValueError without one."""
+    """contestant -> part -> seconds, of the last step at full size, of the largest batch; ValueError without."""
     for bench in reversed(run["benchmarks"]):
         row = bench.get("extra_info", bench)
         rivals = row.get("contestants", {})
