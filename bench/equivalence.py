@@ -7,6 +7,7 @@ shapes: what compute-sanitizer is to look at.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from attention_cases import make_features, make_params, with_own_statistics
+from back_ends import back_end, has_bmma
 
 import agmh_fast.functional as af
 from agmh_fast.train import HashingState
@@ -103,7 +105,9 @@ def hashing(device: torch.device) -> Iterator[Case]:
 
 
 def hamming(device: torch.device) -> Iterator[Case]:
-    """37 × 703 codes of 13 and of 8 bytes: distances, lists by appending and by counting, tallies and ranks."""
+    """37 × 703 codes of 13 and of 8 bytes: distances, lists by appending and by counting, tallies and ranks. And enough
+    items for tensor cores to sift, which are asked to.
+    """
     for width in (13, 8):
         q, x = (torch.randint(0, 256, (count, width), dtype=torch.uint8, device=device) for count in (37, 703))
         labels = tuple(torch.randint(0, 5, (count,), device=device) for count in (37, 703))
@@ -122,6 +126,15 @@ def hamming(device: torch.device) -> Iterator[Case]:
                 return [found] if isinstance(found, Tensor) else list(found)
 
             yield op.__name__, (q, x, 8 * width, *labels, len(x), []), run
+
+        many = torch.randint(0, 256, (9000, width), dtype=torch.uint8, device=device)
+
+        def sift(impl: str, q: Tensor = q, many: Tensor = many) -> list[Tensor]:
+            asked = impl == "cuda" and has_bmma(q.device)
+            with back_end("bmma") if asked else contextlib.nullcontext():
+                return list(af.hamming_topk(q, many, 2, impl=impl))
+
+        yield "hamming_topk", (q, many), sift
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from back_ends import back_end
 from hamming_peers import Peer
 from measuring import Clock, synchronize
 from targets import Target
@@ -107,6 +108,17 @@ def popcount_rate(device: torch.device) -> float:
 
 def ours(x: Tensor, bits: int, k: int, impl: str = "auto") -> Peer:
     return Peer("agmh_fast", lambda q: hamming.hamming_topk(q, x, k, bits, impl=impl))
+
+
+def by_back_end(x: Tensor, bits: int, k: int, name: str) -> Peer:
+    """Ours, with the back end of this name."""
+    peer = ours(x, bits, k, "cuda")
+
+    def search(q: Tensor) -> object:
+        with back_end(name):
+            return peer.search(q)
+
+    return Peer(name, search)
 
 
 def torch_operators(x: Tensor, bits: int, k: int) -> Peer:

@@ -12,6 +12,7 @@ import functools
 
 import pytest
 import torch
+from back_ends import has_bmma
 from contest import Side, cases
 from hamming_contest import argsort_precision, side_of
 from hamming_gpu import (
@@ -20,6 +21,7 @@ from hamming_gpu import (
     Row,
     assert_exact,
     assert_nearest,
+    by_back_end,
     database,
     ours,
     popcount_rate,
@@ -53,6 +55,29 @@ def _free_memory() -> int:
     database.cache_clear()
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
+
+
+@pytest.mark.benchmark(group="tensor cores against population counts")
+@cases("bits", [32, 64, 128, 256, 1024])
+def test_back_ends(contest, bits):
+    """From how many queries on sifting pays, which csrc/hamming/cuda/backend.h is to say."""
+    if not has_bmma(DEVICE):
+        pytest.skip("this GPU has no products of bits")
+    items = scaled(10 * MILLION)
+    _free_memory()
+    x, sides = database(bits, items, DEVICE), {}
+    numbers = (1000, 256, 64, 16, 4)
+    for queries in numbers:
+        q = random_rows(queries, bits, 1, DEVICE)
+        for name in ("bmma", "popc"):
+            peer = by_back_end(x, bits, 100, name)
+            assert_exact(peer.search(q), q, x, bits, 100)
+            sides[f"{name}, Q={queries}"] = side_of(peer, q)
+    contest(
+        sides, Work.search(numbers[0], items, bits, numbers[0] * 100),
+        figures=lambda medians: {f"speedup, Q={q}": medians[f"popc, Q={q}"] / medians[f"bmma, Q={q}"] for q in numbers},
+        bits=bits, items=items, k=100,
+    )  # fmt: skip
 
 
 @pytest.mark.benchmark(group="k nearest")

@@ -8,6 +8,7 @@
 #pragma GCC diagnostic pop
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -91,6 +92,13 @@ struct Search {
     task.mask = kept.data;
     task.mask_stride = kept.stride;
   }
+  // What the environment variable AGMH_FAST_CUDA_ISA names is used, or raises.
+  void choose_backend() {
+    const char* name = std::getenv("AGMH_FAST_CUDA_ISA");
+    if (name == nullptr || *name == '\0') return;
+    const char* obstacle = agmh::cuda::use_backend(name, device);
+    STD_TORCH_CHECK(obstacle == nullptr, op, ": AGMH_FAST_CUDA_ISA=", name, ": ", obstacle);
+  }
   Tensor bytes(int64_t count) const { return agmh::allocate<uint8_t>(op, queries, {count}); }
 };
 
@@ -113,6 +121,7 @@ std::tuple<Tensor, Tensor> topk_cuda(const Tensor& q, const Tensor& x, int64_t b
   const int within = static_cast<int>(std::min(max_distance, bits));
   Search search("hamming_topk", q, x, bits);
   search.leave_out(mask);
+  search.choose_backend();
   const Tensor distances = agmh::allocate<int32_t>("hamming_topk", q, {q.size(0), k});
   const Tensor ids = agmh::allocate<int64_t>("hamming_topk", q, {q.size(0), k});
   const Tensor scratch = search.bytes(agmh::cuda::topk_scratch(search.task, k, within, search.device));

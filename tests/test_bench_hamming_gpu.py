@@ -104,6 +104,22 @@ def test_peers_that_cannot_search_say_why(bench):
     assert set(absent) == {"cupy", "faiss", "cuvs"}
 
 
+def test_a_back_end_is_asked_for_while_a_search_runs(bench, monkeypatch):
+    import back_ends
+
+    monkeypatch.setenv("AGMH_FAST_CUDA_ISA", "popc")
+    asked = []
+    monkeypatch.setattr(hamming, "hamming_topk", lambda *_, **__: asked.append(os.environ["AGMH_FAST_CUDA_ISA"]))
+    x = bench.random_rows(50, 64, 0, CPU)
+    bench.by_back_end(x, 64, 5, "bmma").search(x)
+    assert asked == ["bmma"]
+    assert os.environ["AGMH_FAST_CUDA_ISA"] == "popc"
+    with pytest.raises(ZeroDivisionError), back_ends.back_end("bmma"):
+        raise ZeroDivisionError
+    assert os.environ["AGMH_FAST_CUDA_ISA"] == "popc"
+    assert not back_ends.has_bmma(CPU)
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_probe_counts_as_many_bits_as_it_says(bench, monkeypatch, capability):
     pytest.importorskip("triton")

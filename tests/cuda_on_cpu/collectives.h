@@ -52,6 +52,28 @@ T reduce(const char* what, unsigned mask, const T& mine, const Place& place, Joi
   return all;
 }
 
+// mma.m16n8k128 (two and one registers) and mma.m16n8k256 (four and two) of .b1 with .and.popc, as the PTX manual lays
+// out their fragments: a is row by row in `a`, b column by column in `b`, 32 columns of a or rows of b in a register.
+template <int kOfA, int kOfB>
+void multiply_bits(int (&d)[4], const uint32_t (&a)[kOfA], const uint32_t (&b)[kOfB], const int (&c)[4],
+                   const Place& place = Place::current()) {
+  struct Fragments {
+    uint32_t a[kOfA], b[kOfB];
+  } mine;
+  std::copy_n(a, kOfA, mine.a);
+  std::copy_n(b, kOfB, mine.b);
+  const Payload* brought = Block::current().wait_for_warp("mma", ~0u, as_payload(mine), place);
+  const int group = lane() / 4, in_group = lane() % 4;
+  std::copy_n(c, 4, d);
+  for (int part = 0; part < 4; ++part) {
+    const auto of_rows = from_payload<Fragments>(brought[group * 4 + part]);
+    for (int column = 0; column < 2; ++column) {
+      const auto of_column = from_payload<Fragments>(brought[(2 * in_group + column) * 4 + part]);
+      for (int i = 0; i < kOfA; ++i) d[2 * (i % 2) + column] += std::popcount(of_rows.a[i] & of_column.b[i / 2]);
+    }
+  }
+}
+
 }  // namespace cuda_on_cpu
 
 #define CUDA_ON_CPU_HERE cuda_on_cpu::Place place = cuda_on_cpu::Place::current()

@@ -8,6 +8,9 @@
 inline int __popc(unsigned value) { return std::popcount(value); }
 inline int __popcll(unsigned long long value) { return std::popcount(value); }
 inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(value)); }
+inline int __ffsll(long long value) {
+  return value == 0 ? 0 : std::countr_zero(static_cast<unsigned long long>(value)) + 1;
+}
 inline int __ffs(int value) { return value == 0 ? 0 : std::countr_zero(static_cast<unsigned>(value)) + 1; }
 
 template <class T>

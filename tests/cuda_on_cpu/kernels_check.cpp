@@ -47,7 +47,9 @@ int main(int count, char** arguments) {
   const char* part = count > 1 ? arguments[1] : "";
   const bool brief = std::strcmp(part, "brief") == 0, all = *part == 0 || brief;
   if (!brief && (all || std::strcmp(part, "distance") == 0)) check_distances();
+  if (all || std::strcmp(part, "plan") == 0) check_plan();
   if (all || std::strcmp(part, "topk") == 0) check_topk(brief);
+  if (!brief && (all || std::strcmp(part, "sifted") == 0)) check_sifted_topk();
   if (all || std::strcmp(part, "range") == 0) check_range(brief);
   if (all || std::strcmp(part, "histogram") == 0) check_histogram(brief);
   if (all || std::strcmp(part, "ranking") == 0) check_ranking(brief);

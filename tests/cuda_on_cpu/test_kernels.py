@@ -28,6 +28,8 @@ MISTAKES = {
     "ties out of order": ("range", "count.cu", "peers & lanes_before()", "peers & ~lanes_before()"),
     "one result too many": ("topk", "count.cu", "(at) < results.end", "(at) <= results.end"),
     "tiles overlap": ("range", "count.cu", "__syncthreads();  // the tile", "// the tile"),
+    "a sieve's limit one too low": ("sifted", "sieve.cuh", "+ group_of_lane()];", "+ group_of_lane()] + 1;"),
+    "a chunk sifted too soon": ("topk", "plan.h", "plan.sift_from = 2 * k", "plan.sift_from = 0"),
     "masks of the batch before": ("topk", "plan.h", "task.mask += first * task.mask_stride", "task.mask += 0"),
     "ranks of equal items out of order": (
         "ranking",
@@ -76,7 +78,7 @@ def test_mistakes_are_found(engine, built, tmp_path, mistake):
     mistaken = tmp_path / "hamming/cuda" / name
     mistaken.parent.mkdir(parents=True)
     mistaken.write_text(text.replace(right, wrong))
-    sources = [mistaken] if name.endswith(".cu") else BATCHED
+    sources = {".cu": [mistaken], ".cuh": [CUDA / "append.cu"], ".h": BATCHED}[mistaken.suffix]
     replaced = objects(tmp_path, sources, f"-iquote{tmp_path}", *flags)
     others = [path for path in folder.glob("*.o") if path.name not in {f"{source.name}.o" for source in sources}]
     program = link(tmp_path / "wrong", [*engine, *others, *replaced], *flags)

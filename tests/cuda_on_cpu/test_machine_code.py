@@ -1,5 +1,5 @@
-"""What nvcc makes of the CUDA kernels: no spills, no calls, as many population counts as were written, the occupancy
-that the folder's README tables.
+"""What nvcc makes of the CUDA kernels: no spills, no calls, as many population counts and products of bits as were
+written, the occupancy that the folder's README tables.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ CUDA = ROOT / "csrc/hamming/cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
 # Population counts of a pair, and items of a lane, by the words of a code.
 COUNTS = {1: (1, 4), 2: (2, 4), 4: (3, 2), 8: (4, 1)}
+# Products for 64 queries, that is four for every 8 items, by the words of a code (0: any number): their size and how
+# many the code has. Of 4 words it has those of half a unit, of any number those of a step.
+PRODUCTS = {1: (128, 64), 2: (128, 64), 4: (256, 16), 8: (256, 32), 0: (256, 16)}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def test_no_kernel_spills_or_calls(compiled, name):
         # Quotients of doubles call for help where they are not normal numbers, which ratios of ranks always are.
         known = ["sm20_div_rn_f64_full"] if name == "ranking" else []
         # Before sm_90, lanes that are out of step meet in subroutines; those that are in step pass them by.
-        known += [r"sm70_(vote|shfl|match|warp)sync\w*"] if arch < 90 else []
+        known += [r"sm70_(vote|shfl|match|warp)sync\w*", r"reduxsync_b32_or"] if arch < 90 else []
         allowed = rf"\$__internal_\d+_\$__cuda_({'|'.join(known)})"
         assert [each for each in subroutines if not known or re.fullmatch(allowed, each) is None] == []
 
@@ -48,6 +51,22 @@ def test_population_counts_are_as_many_as_were_written(compiled):
         assert len(re.findall(r"\bPOPC\b", instructions)) == expected, arguments
         seen += 1
     assert seen == 2 * len(COUNTS) * len(ARCHITECTURES)
+
+
+def test_products_of_bits_are_as_many_as_were_written_where_there_are_any(compiled):
+    seen = 0
+    for (arch, kernel, arguments), instructions in compiled["append"].instructions().items():
+        products = re.findall(r"\bBMMA\.168(\d+)\.AND\.POPC\b", instructions)
+        assert len(products) == len(re.findall(r"\bBMMA\b", instructions))
+        if kernel != "sift_kernel":
+            assert products == []
+            continue
+        bits, count = PRODUCTS[int(arguments[2])]
+        assert products == ([str(bits)] * count if arch <= 90 else []), (arch, arguments)
+        # Without products there is nothing.
+        assert arch <= 90 or "LDG" not in instructions
+        seen += 1
+    assert seen == len(PRODUCTS) * len(ARCHITECTURES)
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,7 @@ def _launches() -> list[Launch]:
     for bits, words in ((32, 1), (64, 2), (128, 4), (256, 8), (1024, 32)):
         form, of_query = words if words <= 8 else 0, 4 * words
         found.append(Launch("append", "append_kernel", f"Li{form}ELi4E", bits, 32 * of_query))
+        found.append(Launch("append", "sift_kernel", f"Li{form}E", bits, 64 * (of_query + 16)))
         for kernel, entry in (("count_kernel", 4), ("emit_kernel", 8)):
             counters = entry * 8 * 8 * (bits + 1)
             near = 8 * of_query + counters <= 72 << 10
@@ -96,9 +116,12 @@ def test_occupancy_is_what_the_readme_says(compiled, tmp_path):
     head = ["kernel", "bits", "shared", *(f"sm_{arch}" for arch in ARCHITECTURES)]
     table = [head, ["---"] * len(head)]
     for launch in launches:
-        shared = {usages[arch, launch].shared + launch.dynamic for arch in ARCHITECTURES}
+        there = [arch for arch in ARCHITECTURES if launch.kernel != "sift_kernel" or arch <= 90]
+        shared = {usages[arch, launch].shared + launch.dynamic for arch in there}
         cells = [
             f"{usages[arch, launch].registers} · {fit[arch, launch]} · {fit[arch, launch] * launch.threads // 32}"
+            if arch in there
+            else "–"
             for arch in ARCHITECTURES
         ]
         name, bits = launch.kernel.removesuffix("_kernel"), str(launch.bits or "any")

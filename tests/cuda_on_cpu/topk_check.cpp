@@ -6,18 +6,27 @@
 
 namespace {
 
-// Compares the two engines; returns how many kernels were launched.
-int64_t compare(const Search& search, int64_t k, int max_distance = agmh::kMaxBits) {
+using agmh::cuda::Backend;
+
+// Compares the CPU engine with each back end of the other; returns how many kernels were launched.
+int64_t compare(Search search, int64_t k, int max_distance = agmh::kMaxBits) {
   const int64_t q = search.queries.count, launches = cuda_on_cpu::launches;
-  auto distances = garbage<int32_t>(q * k), expected_distances = distances;
-  auto ids = garbage<int64_t>(q * k), expected_ids = ids;
+  auto expected_distances = garbage<int32_t>(q * k);
+  auto expected_ids = garbage<int64_t>(q * k);
   agmh::topk(search.task(), k, max_distance, expected_distances.data(), expected_ids.data());
   const auto task = search.device_task();
-  auto scratch = garbage<char>(agmh::cuda::topk_scratch(task, k, max_distance, search.device));
-  CHECK(agmh::cuda::topk(task, k, max_distance, search.device, scratch.data(), distances.data(), ids.data(), nullptr) ==
-        0);
-  CHECK(distances == expected_distances);
-  CHECK(ids == expected_ids);
+  for (const Backend backend : {Backend::kPopc, Backend::kBmma}) {
+    search.device.backend = backend;
+    const auto plan = agmh::cuda::plan_topk(task, k, max_distance, search.device);
+    if (backend == Backend::kBmma && (plan.capacity == 0 || plan.sift_from >= plan.walk.places)) continue;
+    auto distances = garbage<int32_t>(q * k);
+    auto ids = garbage<int64_t>(q * k);
+    auto scratch = garbage<char>(agmh::cuda::topk_scratch(task, k, max_distance, search.device));
+    CHECK(agmh::cuda::topk(task, k, max_distance, search.device, scratch.data(), distances.data(), ids.data(),
+                           nullptr) == 0);
+    CHECK(distances == expected_distances);
+    CHECK(ids == expected_ids);
+  }
   return cuda_on_cpu::launches - launches;
 }
 
@@ -65,7 +74,7 @@ void check_orders() {
   const Rows query = zeros(64, 1);
   for (const auto& distances : {rising, falling, equal, runs}) {
     const Rows items = rows_at(64, distances);
-    for (const int64_t k : {1, 47, 64, 65, 128, 129, 256, 257, 750, 751, 2999, 3000})
+    for (const int64_t k : {1, 2, 5, 47, 64, 65, 128, 129, 256, 257, 750, 751, 2999, 3000})
       for (const bool small : {false, true}) {
         Search search{query, items};
         if (small) search.device = kSmallDevice;
@@ -128,30 +137,59 @@ void check_masks_of_batches() {
   }
 }
 
-void check_scratch() {
-  const Rows none(64, 0, 0, 1);
-  Search search{none, none};
-  auto task = search.device_task();
-  const agmh::cuda::Device device = {132, 227 << 10, 256 << 20};
-  for (const int64_t n : {int64_t{1000}, int64_t{1} << 24, int64_t{1} << 34})
-    for (const int64_t q : {1, 1000, 1000000})
-      for (const int64_t k : {int64_t{1}, int64_t{4096}, int64_t{5000}, n}) {
-        task.item_count = n;
-        task.query_count = q;
-        CHECK(agmh::cuda::topk_scratch(task, k, 64, device) <= device.scratch_bytes);
-        CHECK(agmh::cuda::range_scratch(task, 64, device) <= device.scratch_bytes);
+// Ends of chunks of the walk: as many units as it has places, one fewer, one more.
+void check_chunks() {
+  const Rows queries(64, 3, 0, 3);
+  for (const int64_t units : {1, 2, 3, 4, 7, 8, 9, 16, 17, 32, 33})
+    for (const int64_t beyond : {-1, 0, 1}) {
+      const Rows items(64, units * 128 + beyond, 0, 300);
+      for (const int64_t k : {1, 3, 40, 64}) {
+        Search search{queries, items};
+        search.device.shared_bytes = 2048;
+        compare(search, k);
       }
+    }
+}
+
+// Small buffers, so that most of the walk is sifted. Each query has near items where a sieve may miss them: the first
+// and the last item of a unit, of all, and of the last unit, which is not whole.
+void check_sieve() {
+  for (const int bits : {16, 64, 128, 192, 256, 1024}) {
+    const int64_t unit = 32 * agmh::cuda::lane_items(agmh::cuda::row_words(bits)), n = 20 * unit + 7;
+    for (const int64_t q : bits == 64 ? std::vector<int64_t>{1, 16, 63, 64, 65} : std::vector<int64_t>{65}) {
+      const Rows queries(bits, q, 0, 3000);
+      Rows items(bits, n, 0, 3000);
+      for (int64_t i = 0; i < q; ++i)
+        for (const int64_t item : {n - 1, 20 * unit, (i + 1) % 20 * unit, (i + 1) % 20 * unit - 1})
+          if (item >= 0)
+            std::copy_n(queries.bytes.begin() + i * queries.stride, queries.stride,
+                        items.bytes.begin() + item * items.stride);
+      Search search{queries, items};
+      search.device.shared_bytes = 2048;
+      for (const int64_t k : {1, 3}) {
+        search.device.backend = Backend::kBmma;
+        const auto plan = agmh::cuda::plan_topk(search.device_task(), k, bits, search.device);
+        CHECK(plan.capacity > 0 && plan.sift_from < plan.walk.places / 2);
+        compare(search, k);
+      }
+      compare(search, 3, bits / 3);
+      search.draw_mask(true, 2);
+      compare(search, 3);
+    }
+  }
 }
 
 }  // namespace
 
 void check_topk(bool brief) {
-  check_scratch();
   check_random_shapes(brief);
   check_overflow();
   check_masks_of_batches();
   if (brief) return;
   check_edges();
   check_orders();
+  check_chunks();
   check_bound_at_the_start_of_a_unit();
 }
+
+void check_sifted_topk() { check_sieve(); }

@@ -1,5 +1,5 @@
 #include "hamming/cuda/append.cuh"
-#include "hamming/cuda/tile.cuh"
+#include "hamming/cuda/sieve.cuh"
 
 namespace agmh::cuda {
 namespace {
@@ -26,32 +26,74 @@ __device__ __forceinline__ void append_near(const DeviceTask& task, const Candid
   }
 }
 
-template <int kWords, int kQueries>
-__global__ void __launch_bounds__(kThreads, 2)
-    append_kernel(DeviceTask task, Walk walk, int64_t first_place, int64_t last_place, Candidates found) {
-  uint32_t* queries = dynamic_shared<uint32_t>();
-  __shared__ Key bound[kAppendQueries];
-  __shared__ int start[kAppendQueries];
-  const int64_t first_query = static_cast<int64_t>(blockIdx.y) * kAppendQueries;
-  const int count = static_cast<int>(smaller<int64_t>(task.query_count - first_query, kAppendQueries));
-  load_queries<kWords>(task, queries, kAppendQueries, count, [&](int q) { return first_query + q; });
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kAppendQueries) {
+// The bounds of a block's queries, and where distances start for pass_queries(): at 0 for a query that appends no more.
+template <int kQueries>
+struct Limits {
+  Key bound[kQueries];
+  int start[kQueries];
+
+  __device__ __forceinline__ void load(const Candidates& found, int64_t first_query, int count) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread >= kQueries) return;
     const bool open = thread < count && found.full[first_query + thread] == 0;
     bound[thread] = open ? found.bound[first_query + thread] : 0;
     start[thread] = open ? -distance_of_key(bound[thread]) - 1 : 0;
   }
-  __syncthreads();
+};
+
+// Calls visit(first item) for the units at the places that are this warp's.
+template <int kWords, class Visit>
+__device__ __forceinline__ void for_each_unit(const Walk& walk, int64_t first_place, int64_t last_place, Visit visit) {
   for (int64_t place = first_place + static_cast<int64_t>(blockIdx.x) * kWarps + warp_of_thread(); place < last_place;
        place += static_cast<int64_t>(gridDim.x) * kWarps) {
     const int64_t unit = walk.unit_at(place);
-    if (unit >= walk.units) continue;
-    const int64_t first = unit * Unit<kWords>::kItems;
-    pass_queries<kWords, kQueries>(task, queries, start, count, first,
-                                   [&](int q, const int (&excess)[Unit<kWords>::kCodes]) {
-                                     append_near(task, found, first_query + q, bound[q], start[q], first, excess);
-                                   });
+    if (unit < walk.units) visit(unit * Unit<kWords>::kItems);
   }
+}
+
+template <int kWords, int kQueries>
+__global__ void __launch_bounds__(kThreads, 2)
+    append_kernel(DeviceTask task, Walk walk, int64_t first_place, int64_t last_place, Candidates found) {
+  uint32_t* queries = dynamic_shared<uint32_t>();
+  __shared__ Limits<kAppendQueries> limits;
+  const int64_t first_query = static_cast<int64_t>(blockIdx.y) * kAppendQueries;
+  const int count = static_cast<int>(smaller<int64_t>(task.query_count - first_query, kAppendQueries));
+  load_queries<kWords>(task, queries, kAppendQueries, count, [&](int q) { return first_query + q; });
+  limits.load(found, first_query, count);
+  __syncthreads();
+  for_each_unit<kWords>(walk, first_place, last_place, [&](int64_t first) {
+    pass_queries<kWords, kQueries>(
+        task, queries, limits.start, count, first, [&](int q, const int (&excess)[Unit<kWords>::kCodes]) {
+          append_near(task, found, first_query + q, limits.bound[q], limits.start[q], first, excess);
+        });
+  });
+}
+
+// The same, but only queries that have something near pass by a unit, which tensor cores find out.
+template <int kWords>
+__global__ void __launch_bounds__(kThreads, 2)
+    sift_kernel(DeviceTask task, Walk walk, int64_t first_place, int64_t last_place, Candidates found) {
+#ifndef AGMH_FAST_NO_BMMA
+  uint32_t* queries = dynamic_shared<uint32_t>();
+  __shared__ Limits<kSiftQueries> limits;
+  const int64_t first_query = static_cast<int64_t>(blockIdx.y) * kSiftQueries;
+  const int count = static_cast<int>(smaller<int64_t>(task.query_count - first_query, kSiftQueries));
+  const int pitch = Sieve<kWords>::pitch(task.words);
+  load_queries<kWords>(task, queries, pitch, kSiftQueries, count, [&](int q) { return first_query + q; });
+  limits.load(found, first_query, count);
+  __syncthreads();
+  SiftedQueries<kWords> sifted(queries, limits.start, task.words);
+  for_each_unit<kWords>(walk, first_place, last_place, [&](int64_t first) {
+#pragma unroll 1
+    for (unsigned long long near = sift(task, sifted, first); near != 0; near &= near - 1) {
+      const int q = __ffsll(static_cast<long long>(near)) - 1;
+      pass_queries<kWords, 1>(
+          task, queries + q * pitch, limits.start + q, 1, first, [&](int, const int (&excess)[Unit<kWords>::kCodes]) {
+            append_near(task, found, first_query + q, limits.bound[q], limits.start[q], first, excess);
+          });
+    }
+  });
+#endif
 }
 
 // Bitonic, for a power of two of keys.
@@ -93,27 +135,31 @@ __global__ void __launch_bounds__(kSortThreads, 1) keep_nearest_kernel(int64_t k
   }
 }
 
-template <int kWords, int kQueries>
-void launch_append(Launcher& launch, const DeviceTask& task, const Walk& walk, int64_t first, int64_t last,
-                   const Candidates& found, const Device& device) {
-  const int64_t tiles = ceil_div<int64_t>(task.query_count, kAppendQueries);
+// `queries` of a block, of `width` words each.
+template <class Kernel>
+void launch_scan(Launcher& launch, Kernel kernel, int queries, int width, const DeviceTask& task, const Walk& walk,
+                 int64_t first, int64_t last, const Candidates& found, const Device& device) {
+  const int64_t tiles = ceil_div<int64_t>(task.query_count, queries);
   const int64_t blocks =
       smaller(ceil_div<int64_t>(last - first, kWarps), ceil_div<int64_t>(8 * device.processors, tiles));
-  const size_t shared = sizeof(uint32_t) * kAppendQueries * static_cast<size_t>(query_words<kWords>(task.words));
-  launch(append_kernel<kWords, kQueries>, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(tiles)), kThreads,
-         shared, task, walk, first, last, found);
+  const size_t shared = sizeof(uint32_t) * static_cast<size_t>(queries) * static_cast<size_t>(width);
+  launch(kernel, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(tiles)), kThreads, shared, task, walk, first,
+         last, found);
 }
 
 }  // namespace
 
-void append(Launcher& launch, const DeviceTask& task, const Walk& walk, int64_t first, int64_t last,
+void append(Launcher& launch, const DeviceTask& task, const Walk& walk, int64_t first, int64_t last, bool sifted,
             const Candidates& found, const Device& device) {
   with_width(task.words, [&](auto words) {
     constexpr int kWords = decltype(words)::value;
-    if (task.query_count < 4)
-      launch_append<kWords, 1>(launch, task, walk, first, last, found, device);
+    const int width = query_words<kWords>(task.words), pitch = Sieve<kWords>::pitch(task.words);
+    if (sifted)
+      launch_scan(launch, sift_kernel<kWords>, kSiftQueries, pitch, task, walk, first, last, found, device);
+    else if (task.query_count < 4)
+      launch_scan(launch, append_kernel<kWords, 1>, kAppendQueries, width, task, walk, first, last, found, device);
     else
-      launch_append<kWords, 4>(launch, task, walk, first, last, found, device);
+      launch_scan(launch, append_kernel<kWords, 4>, kAppendQueries, width, task, walk, first, last, found, device);
   });
 }
 

@@ -1,16 +1,33 @@
-#include "hamming/cuda/engine.h"
+#include <string_view>
+
+#include "hamming/cuda/backend.h"
 #include "hamming/cuda/launch.cuh"
 
 namespace agmh::cuda {
 
 int current_device(Device& device) {
-  int number = 0, processors = 1, shared = 0;
+  int number = 0, processors = 1, shared = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&number);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, number);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number);
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, number);
+  };
+  ask(processors, cudaDevAttrMultiProcessorCount);
+  ask(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  ask(major, cudaDevAttrComputeCapabilityMajor);
+  ask(minor, cudaDevAttrComputeCapabilityMinor);
   device.processors = processors;
   device.shared_bytes = shared;
+  device.architecture = 10 * major + minor;
   return static_cast<int>(error);
+}
+
+const char* use_backend(const char* name, Device& device) {
+  const std::string_view named(name);
+  if (named != "popc" && named != "bmma") return "choose popc or bmma";
+  if (named == "bmma" && !has_bmma(device.architecture))
+    return "this GPU has no binary tensor cores, compute capabilities 8.0 to 9.0 have: choose popc";
+  device.backend = named == "bmma" ? Backend::kBmma : Backend::kPopc;
+  return nullptr;
 }
 
 int fetch(int64_t& value, const int64_t* from, void* stream) {

@@ -33,13 +33,21 @@ struct DeviceTask {
   int64_t mask_stride = 0;
 };
 
+// How a scan that appends looks for what is near: by population counts, or by tensor cores that sift first.
+enum class Backend { kAutomatic, kPopc, kBmma };
+
 // What plans depend on besides the task.
 struct Device {
   int processors = 1;                   // multiprocessors to fill
   int64_t shared_bytes = 48 << 10;      // the most dynamic shared memory that a block may have
   int64_t scratch_bytes = 256ll << 20;  // queries are taken in batches that need no more, or one at a time
+  int architecture = 0;                 // compute capability: 90 for 9.0
+  Backend backend = Backend::kAutomatic;
 };
 int current_device(Device& device);
+
+// Has the device use the back end of this name, "popc" or "bmma". Returns nullptr, or why it cannot.
+const char* use_backend(const char* name, Device& device);
 
 // The k nearest items within max_distance >= 0 by (distance, position): (queries, k) distances and ids, padded with
 // kNoDistance and −1. `scratch`: topk_scratch() bytes, aligned to 16, in use until the stream has come past.

@@ -93,15 +93,22 @@ __host__ __device__ constexpr int query_words(int words) {
   return kWords != 0 ? kWords : ceil_div(words, Unit<0>::kSlab) * Unit<0>::kSlab;
 }
 
-// Copies `count` queries to shared memory, the i-th being row row_of(i), and zeroes the rest of `rows`.
+// Copies `count` queries to shared memory, the i-th being row row_of(i), and zeroes the rest of `rows`. Each takes
+// `pitch` words there, of which those beyond query_words() stay as they are.
 template <int kWords, class RowOf>
-__device__ __forceinline__ void load_queries(const DeviceTask& task, uint32_t* shared, int rows, int count,
+__device__ __forceinline__ void load_queries(const DeviceTask& task, uint32_t* shared, int pitch, int rows, int count,
                                              RowOf row_of) {
   const int width = query_words<kWords>(task.words);
   for (int i = static_cast<int>(threadIdx.x); i < rows * width; i += kThreads) {
     const int query = i / width, word = i % width;
-    shared[i] = query < count && word < task.words ? task.queries[row_of(query) * task.words + word] : 0;
+    shared[query * pitch + word] =
+        query < count && word < task.words ? task.queries[row_of(query) * task.words + word] : 0;
   }
+}
+template <int kWords, class RowOf>
+__device__ __forceinline__ void load_queries(const DeviceTask& task, uint32_t* shared, int rows, int count,
+                                             RowOf row_of) {
+  load_queries<kWords>(task, shared, query_words<kWords>(task.words), rows, count, row_of);
 }
 
 // Passes `count` queries, kQueries at a time, by the unit of items that begins at `first`. start[q] is −(limit + 1) of
