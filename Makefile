@@ -54,7 +54,7 @@ bench: $(VENV)/.bench
 
 # The documentation, from pages and docstrings; every warning is an error.
 docs: $(VENV)/.docs
-	$(PY) -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/site
+	$(PY) -m sphinx -a -W --keep-going -q -c docs -d build/doctrees . build/site
 	@echo "agmh-fast: open build/site/index.html"
 
 pictures: $(VENV)/.built

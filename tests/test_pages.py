@@ -115,6 +115,20 @@ def test_there_are_pages_to_run():
     assert sum(block.needs is None for path in PAGES for block in blocks(path)) > 10
 
 
+def test_every_page_is_in_the_table_of_contents():
+    index = ROOT / "docs" / "index.md"
+    contents = re.findall(r"^```{toctree}\n.*?\n\n(.*?)```$", index.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [re.sub(r".*<(.*)>", r"\1", line) for part in contents for line in part.splitlines()]
+    listed = {(index.parent / f"{line}.md").resolve() for line in lines}
+    assert listed == set(PAGES) - {index}, "docs/index.md"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    targets = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
 def test_every_public_name_is_in_the_api_pages():
     import agmh_fast
 
