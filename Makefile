@@ -20,8 +20,10 @@ SOURCES := $(shell find csrc tests/cuda_on_cpu -type f -name '*.cpp' -o -name '*
 # Seconds that `make fuzz` gives each of its targets, and the number that it starts from.
 FUZZ_SECONDS ?= 60
 FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
+# And those of `make soak`.
+SOAK_SECONDS ?= 600
 
-.PHONY: demo test lint format docs pictures bench readme gpu sanitize fuzz clean
+.PHONY: demo test lint format docs pictures bench readme gpu soak sanitize fuzz clean
 
 demo: $(VENV)/.built
 	$(VENV)/bin/agmh-fast demo
@@ -65,8 +67,14 @@ readme: $(VENV)/.built
 	$(PY) bench/readme.py
 	$(PY) bench/performance.py
 
-gpu: $(VENV)/.bench
-	$(PY) bench/gpu.py
+# An environment that has all it takes is used as it is, and the network not at all; any other is set up in .venv.
+gpu:
+	@if ! [ -e $(VENV)/.bench ] && $(PYTHON) -c 'import torch, pytest, pytest_benchmark, setuptools, ninja, pybind11' 2>/dev/null; \
+	then $(PYTHON) bench/gpu.py; else $(MAKE) --no-print-directory $(VENV)/.bench && $(PY) bench/gpu.py; fi
+
+# Random lives of an index on a GPU, one after the other; `make gpu` has some seconds of them.
+soak:
+	AGMH_FAST_SOAK_SECONDS=$(SOAK_SECONDS) $(if $(wildcard $(VENV)/.built),$(PY),$(PYTHON)) -m pytest -q -m gpu tests/search/test_soak.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info agmh_fast/*.so

@@ -105,24 +105,33 @@ def hashing(device: torch.device) -> Iterator[Case]:
 
 
 def hamming(device: torch.device) -> Iterator[Case]:
-    """37 × 703 codes of 13 and of 8 bytes: distances, lists by appending and by counting, tallies and ranks. And enough
-    items for tensor cores to sift, which are asked to.
+    """37 × 703 codes of 13 and of 8 bytes: distances, lists by appending and by counting, masks, tallies and ranks. And
+    enough items for tensor cores to sift, which are asked to.
     """
     for width in (13, 8):
         q, x = (torch.randint(0, 256, (count, width), dtype=torch.uint8, device=device) for count in (37, 703))
         labels = tuple(torch.randint(0, 5, (count,), device=device) for count in (37, 703))
-        calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-            (af.hamming_distance, ()),
-            (af.hamming_topk, (9,)),
-            (af.hamming_topk, (500,)),
-            (af.hamming_range, (4 * width,)),
-            (af.hamming_histogram, labels),
-            (af.hamming_stable_ranking, labels),
+        shared, each = (torch.rand(*shape, device=device) < 0.4 for shape in ((703,), (37, 703)))
+        calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
+            (af.hamming_distance, (), {}),
+            (af.hamming_topk, (9,), {}),
+            (af.hamming_topk, (9,), {"mask": each, "max_distance": 4 * width}),
+            (af.hamming_topk, (500,), {}),
+            (af.hamming_topk, (500,), {"mask": shared}),
+            (af.hamming_range, (4 * width,), {}),
+            (af.hamming_range, (4 * width,), {"mask": each}),
+            (af.hamming_histogram, labels, {}),
+            (af.hamming_stable_ranking, labels, {}),
         ]
-        for op, rest in calls:
+        for op, rest, options in calls:
 
-            def run(impl: str, op: Callable[..., Any] = op, arguments: tuple[Any, ...] = (q, x, *rest)) -> list[Tensor]:
-                found = op(*arguments, impl=impl)
+            def run(
+                impl: str,
+                op: Callable[..., Any] = op,
+                arguments: tuple[Any, ...] = (q, x, *rest),
+                options: dict[str, Any] = options,
+            ) -> list[Tensor]:
+                found = op(*arguments, **options, impl=impl)
                 return [found] if isinstance(found, Tensor) else list(found)
 
             yield op.__name__, (q, x, 8 * width, *labels, len(x), []), run

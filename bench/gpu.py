@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, stage after stage: build, tests, floors, benches, compute-sanitizer.
+"""Everything that needs a GPU, stage after stage: build, tests, floors, benches, their report, compute-sanitizer.
 
     python bench/gpu.py [--out FOLDER] [--only STAGE ...] [--total SECONDS] [--slack FACTOR] [--dry-run]
 
@@ -11,6 +11,7 @@ one could not be run; 2, there is no GPU.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -82,14 +83,17 @@ def stages(out: Path, capability: str | None = None) -> list[Stage]:
         )
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
     ]
+    results = [str(out / f"{name}.json") for name in ("hamming", "training-kernels")]
+    undrawn = None if importlib.util.find_spec("matplotlib") else "matplotlib, which draws, is not installed"
     # Rows that do not begin within this are left out, so that the file of the others is written before the limit.
     hurry = {TIME: "60"}
     return [
-        Stage("build", pip, 120, arch),
+        Stage("build", pip, 105, arch),
         Stage("tests", [python, "-m", "pytest", "-q", "-m", "gpu", "--durations=10"], 100),
         Stage("floors", [python, "bench/floors.py", str(out / "floors.json")], 15),
-        Stage("hamming", [*bench, "bench/test_hamming_gpu.py", f"--benchmark-json={out / 'hamming.json'}"], 90, hurry),
-        Stage("bench", [*bench, *training, f"--benchmark-json={out / 'training-kernels.json'}"], 90, hurry),
+        Stage("hamming", [*bench, "bench/test_hamming_gpu.py", f"--benchmark-json={results[0]}"], 90, hurry),
+        Stage("bench", [*bench, *training, f"--benchmark-json={results[1]}"], 90, hurry),
+        Stage("report", [python, "bench/report.py", *results, "--output", str(out)], 15, missing=undrawn),
         *checks,
     ]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from back_ends import back_end
 from hamming_peers import Peer
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from agmh_fast.ops import hamming
 from agmh_fast.ops.codes import unpack_bits
+from agmh_fast.search.pieces import pieces
 
 # Bytes of a result: distance and id.
 _RESULT_BYTES = 12
@@ -101,6 +103,17 @@ def popcount_rate(device: torch.device) -> float:
     count(out)
     clock = Clock(device)
     return threads * COUNTS_OF_A_THREAD / statistics.median(clock.seconds(lambda: count(out)) for _ in range(5))
+
+
+def pass_by(rows: np.ndarray, room: int, device: torch.device) -> None:
+    """Bring all rows to the device, piece after piece as a search does, and do nothing with them."""
+    for _ in pieces(rows, rows.shape[1], max(1, room // 2 // rows.shape[1]), device):
+        pass
+
+
+def overlap(together: float, *alone: float) -> float:
+    """The share of the shorter of two that was hidden behind the longer: 1 all of it, 0 where they took turns."""
+    return (sum(alone) - together) / min(alone)
 
 
 # ---- who answers: search(queries) gives distances and ids, (Q, k) each, ascending by distance

@@ -24,6 +24,8 @@ from hamming_gpu import (
     by_back_end,
     database,
     ours,
+    overlap,
+    pass_by,
     popcount_rate,
     random_rows,
     rivals,
@@ -80,6 +82,32 @@ def test_back_ends(contest, bits):
     )  # fmt: skip
 
 
+@pytest.mark.benchmark(group="streamed from host memory, against the copy and the search alone")
+def test_streamed(contest):
+    """The codes pass by in pieces; of the search and the copy, the shorter is to hide behind the longer."""
+    items, queries, room = scaled(100 * MILLION), 256, 2**27
+    _free_memory()
+    x, q = database(64, items, DEVICE), random_rows(queries, 64, 1, DEVICE)
+    host = af.HammingIndex(64)
+    host.add(x.cpu())
+    streamed, resident = host.to(DEVICE, device_memory=room), ours(x, 64, 100, "cuda")
+    rows = streamed.codes
+    for found, right in zip(streamed.search(q, 100), resident.search(q), strict=True):
+        assert torch.equal(found, right)
+    contest(
+        {
+            "agmh_fast": Side(lambda: streamed.search(q, 100), queries),
+            "the copy alone": Side(lambda: pass_by(rows, room, DEVICE), queries),
+            "the search alone": side_of(resident, q),
+        },
+        Work.search(queries, items, 64, 100 * queries),
+        limit=Limit("the copy alone", side="the copy alone"),
+        targets=[Target("overlap", least=0.8)],
+        figures=lambda medians: {"overlap": overlap(*medians.values())},
+        bits=64, items=items, queries=queries, k=100, room=room,
+    )  # fmt: skip
+
+
 @pytest.mark.benchmark(group="k nearest")
 @cases("row", ROWS, ids=lambda row: f"{row.bits}-{row.items // MILLION}M-{row.queries}-{row.k}")
 def test_topk(contest, row):
@@ -127,6 +155,28 @@ def test_large_k(contest, k):
         targets=[Target("slowdown", most=3.0)],
         figures=lambda medians: {"slowdown": medians["agmh_fast"] / medians["k=100"]},
         bits=64, items=items, queries=16, k=k,
+    )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="codes that come again, against a scan of all")
+@cases("bits,queries,k", [(16, 1, 10), (16, 1000, 10), (12, 1000, 100)])
+def test_short_codes(contest, bits, queries, k):
+    items = scaled(100 * MILLION)
+    _free_memory()
+    x, q = database(bits, items, DEVICE), random_rows(queries, bits, 1, DEVICE)
+    index, scan = af.HammingIndex(bits, DEVICE), ours(x, bits, k, "cuda")
+    index.add(x)
+    index.search(q.repeat(-(-64 // queries), 1), k)
+    for found, right in zip(index.search(q, k), scan.search(q), strict=True):
+        assert torch.equal(found, right)
+    contest(
+        {
+            "agmh_fast": Side(lambda: index.search(q, k), queries),
+            "scan": side_of(scan, q),
+        },
+        Work.search(queries, items, bits, k * queries),
+        "scan",
+        bits=bits, items=items, queries=queries, k=k,
     )  # fmt: skip
 
 

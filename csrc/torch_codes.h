@@ -16,17 +16,23 @@ T* data(const torch::stable::Tensor& tensor) {
 }
 
 // An uninitialised tensor on the device of `like`; where there is no room for it the error says how much was asked for.
-template <class T>
-torch::stable::Tensor allocate(const char* op, const torch::stable::Tensor& like,
-                               std::initializer_list<int64_t> sizes) {
+inline torch::stable::Tensor allocate(const char* op, const torch::stable::Tensor& like,
+                                      std::initializer_list<int64_t> sizes, torch::headeronly::ScalarType type,
+                                      int64_t element_bytes) {
   try {
-    return torch::stable::new_empty(like, sizes, torch::headeronly::CppTypeToScalarType<T>::value);
+    return torch::stable::new_empty(like, sizes, type);
   } catch (const std::exception&) {
-    int64_t bytes = sizeof(T);
+    int64_t bytes = element_bytes;
     for (const int64_t size : sizes)
       if (__builtin_mul_overflow(bytes, size, &bytes)) bytes = std::numeric_limits<int64_t>::max();
     STD_TORCH_CHECK(false, op, ": out of memory, ", bytes, " bytes were asked for");
   }
+}
+
+template <class T>
+torch::stable::Tensor allocate(const char* op, const torch::stable::Tensor& like,
+                               std::initializer_list<int64_t> sizes) {
+  return allocate(op, like, sizes, torch::headeronly::CppTypeToScalarType<T>::value, sizeof(T));
 }
 
 inline void check_codes(const char* name, const torch::stable::Tensor& codes, int64_t bits) {
@@ -54,9 +60,12 @@ struct ItemMask {
   }
 };
 
-// Of a matrix of distances.
-inline torch::headeronly::ScalarType distance_type(int64_t bits) {
-  return bits <= 255 ? torch::headeronly::ScalarType::Byte : torch::headeronly::ScalarType::UInt16;
+// A matrix of distances: bytes, or 16 bits where a byte is too narrow.
+inline torch::stable::Tensor allocate_distances(const torch::stable::Tensor& q, const torch::stable::Tensor& x,
+                                                int64_t bits) {
+  using torch::headeronly::ScalarType;
+  return allocate("hamming_distance", q, {q.size(0), x.size(0)}, bits <= 255 ? ScalarType::Byte : ScalarType::UInt16,
+                  bits <= 255 ? 1 : 2);
 }
 
 struct RelevanceLabels {

@@ -19,14 +19,14 @@
 namespace {
 
 using agmh::data;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // The tensor itself where its rows have `bytes` bytes, adjoin and are aligned, else a zero-padded copy.
-Tensor padded_rows(const Tensor& codes, int64_t bytes, uintptr_t alignment) {
+Tensor padded_rows(const char* op, const Tensor& codes, int64_t bytes, uintptr_t alignment) {
   const bool aligned = reinterpret_cast<uintptr_t>(codes.data_ptr()) % alignment == 0;
   if (codes.size(1) == bytes && codes.is_contiguous() && aligned) return codes;
-  Tensor padded = torch::stable::new_zeros(codes, {codes.size(0), bytes});
+  Tensor padded = agmh::allocate<uint8_t>(op, codes, {codes.size(0), bytes});
+  torch::stable::zero_(padded);
   const int64_t width = std::min(codes.size(1), bytes);
   Tensor source = codes, filled = torch::stable::narrow(padded, 1, 0, width);
   torch::stable::copy_(filled, torch::stable::narrow(source, 1, 0, width));
@@ -77,8 +77,8 @@ struct Search {
       : op(name), guard(q.get_device_index()), queries(q), items(x), stream(current_stream(q)) {
     task.bits = static_cast<int>(bits);
     task.words = agmh::cuda::row_words(task.bits);
-    queries = padded_rows(q, 4 * task.words, agmh::cuda::kRowAlignment);
-    items = padded_rows(x, 4 * task.words, agmh::cuda::kRowAlignment);
+    queries = padded_rows(op, q, 4 * task.words, agmh::cuda::kRowAlignment);
+    items = padded_rows(op, x, 4 * task.words, agmh::cuda::kRowAlignment);
     task.queries = data<uint32_t>(queries);
     task.query_count = q.size(0);
     task.items = data<uint32_t>(items);
@@ -106,10 +106,11 @@ Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t) {
   check_pair(q, x, bits);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   const int words = static_cast<int>((bits + 63) / 64);
-  const Tensor queries = padded_rows(q, words * 8, 8), items = padded_rows(x, words * 8, 8);
-  const Tensor out = torch::stable::new_empty(q, {q.size(0), x.size(0)}, agmh::distance_type(bits));
-  check("hamming_distance", agmh::cuda::distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words,
-                                                 bits > 255, out.data_ptr(), current_stream(q)));
+  constexpr const char* kOp = "hamming_distance";
+  const Tensor queries = padded_rows(kOp, q, words * 8, 8), items = padded_rows(kOp, x, words * 8, 8);
+  const Tensor out = agmh::allocate_distances(q, x, bits);
+  check(kOp, agmh::cuda::distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words, bits > 255,
+                                  out.data_ptr(), current_stream(q)));
   return out;
 }
 
@@ -167,8 +168,8 @@ Tensor histogram_cuda(const Tensor& q, const Tensor& x, int64_t bits, const std:
     check_device(*labels, q);
   }
   const Search search("hamming_histogram", q, x, bits);
-  const Tensor out = labels ? torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long)
-                            : torch::stable::new_empty(q, {q.size(0), bits + 1}, ScalarType::Long);
+  const Tensor out = labels ? agmh::allocate<int64_t>(search.op, q, {q.size(0), bits + 1, 2})
+                            : agmh::allocate<int64_t>(search.op, q, {q.size(0), bits + 1});
   check("hamming_histogram", agmh::cuda::histogram(search.task, labels ? &labels->labels : nullptr, search.device,
                                                    data<int64_t>(out), search.stream));
   return out;
@@ -185,9 +186,9 @@ std::tuple<Tensor, Tensor, Tensor> stable_ranking_cuda(const Tensor& q, const Te
                   cutoffs.size());
   const int columns = static_cast<int>(cutoffs.size());
   const Search search("hamming_stable_ranking", q, x, bits);
-  const Tensor precision_sum = torch::stable::new_empty(q, {q.size(0)}, ScalarType::Double);
-  const Tensor relevant = torch::stable::new_empty(q, {q.size(0), columns}, ScalarType::Long);
-  const Tensor counts = torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long);
+  const Tensor precision_sum = agmh::allocate<double>(search.op, q, {q.size(0)});
+  const Tensor relevant = agmh::allocate<int64_t>(search.op, q, {q.size(0), columns});
+  const Tensor counts = agmh::allocate<int64_t>(search.op, q, {q.size(0), bits + 1, 2});
   check("hamming_stable_ranking",
         agmh::cuda::stable_ranking(search.task, labels.labels, depth, cutoffs.data(), columns, search.device,
                                    data<double>(precision_sum), data<int64_t>(relevant), data<int64_t>(counts),

@@ -12,7 +12,7 @@
 
 namespace {
 
-using agmh::check_codes, agmh::data, agmh::distance_type, agmh::ItemMask, agmh::RelevanceLabels;
+using agmh::check_codes, agmh::data, agmh::ItemMask, agmh::RelevanceLabels;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -53,7 +53,7 @@ struct Search {
 
 Tensor distance_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t threads) {
   const Search search(q, x, bits, threads);
-  const Tensor out = torch::stable::new_empty(q, {q.size(0), x.size(0)}, distance_type(bits));
+  const Tensor out = agmh::allocate_distances(q, x, bits);
   if (bits <= 255)
     agmh::distance(search.task, data<uint8_t>(out));
   else
@@ -94,12 +94,12 @@ Tensor histogram_cpu(const Tensor& q, const Tensor& x, int64_t bits, const std::
   const Search search(q, x, bits, threads);
   STD_TORCH_CHECK(labels_q.has_value() == labels_x.has_value(), "give both labels or none");
   if (!labels_q.has_value()) {
-    const Tensor out = torch::stable::new_empty(q, {q.size(0), bits + 1}, ScalarType::Long);
+    const Tensor out = agmh::allocate<int64_t>("hamming_histogram", q, {q.size(0), bits + 1});
     agmh::histogram(search.task, nullptr, data<int64_t>(out));
     return out;
   }
   const RelevanceLabels labels(*labels_q, *labels_x, q.size(0), x.size(0));
-  const Tensor out = torch::stable::new_empty(q, {q.size(0), bits + 1, 2}, ScalarType::Long);
+  const Tensor out = agmh::allocate<int64_t>("hamming_histogram", q, {q.size(0), bits + 1, 2});
   agmh::histogram(search.task, &labels.labels, data<int64_t>(out));
   return out;
 }

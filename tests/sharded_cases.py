@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from engines import served_by
 
 import agmh_fast as af
-from agmh_fast.search import index, peers
+from agmh_fast.search import peers
 from agmh_fast.search.merging import CANDIDATE_BYTES
 
 
@@ -38,21 +37,12 @@ def split(rng: np.random.Generator, rows: int, ranks: int) -> np.ndarray:
     return np.concatenate([[0], np.sort(rng.integers(0, rows + 1, ranks - 1)), [rows]]).astype(int)
 
 
-@contextlib.contextmanager
-def on(device: str) -> Iterator[str]:
-    """Indexes made in the block lie on that device; "tensors" is the CPU, served as a GPU is."""
-    with pytest.MonkeyPatch.context() as patch:
-        if device == "tensors":
-            patch.setattr(index, "_in_host_memory", lambda device: False)
-        yield "cpu" if device == "tensors" else device
-
-
 def both(rank: int, size: int, bits: int, rows: int, seed: int, **options: Any) -> tuple[Any, Any, np.random.Generator]:
     """The same codes as one index and as shards, in two calls of add: ids count on through the ranks of each."""
     # Of their own, so that the codes are the same for any number of ranks.
     rng, ends_rng = np.random.default_rng(seed), np.random.default_rng([seed, size])
     whole = af.HammingIndex(bits)
-    with on(options.get("device", "cpu")) as device:
+    with served_by(options.get("device", "host")) as device:
         sharded = af.ShardedHammingIndex(bits, device, group_of(size, options.get("backend", "gloo")))
     distinct, custom = options.get("distinct"), options.get("ids", False)
     free = rng.permutation(3 * rows + 3)[: 2 * rows] if custom else None
@@ -176,7 +166,7 @@ def raises(kind: type[Exception], text: str, function: Any, *args: Any, **option
     assert "\n" not in str(caught.value)
 
 
-def bad_arguments(rank: int, bad: int, device: str = "cpu") -> None:
+def bad_arguments(rank: int, bad: int, device: str = "host") -> None:
     """A mistake on rank `bad` is an error on all of them, and the index is as it was and works on."""
     whole, sharded, rng = both(rank, 3, 12, 6, 3, device=device)
     queries, before = codes_of(rng, 2, 12), (whole.codes.tolist(), whole.ids.tolist())

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engines import served_by
 
+import agmh_fast as af
 from agmh_fast.ops import hamming
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -88,6 +90,41 @@ def test_a_wrong_answer_is_noticed(bench, wrong):
         bench.assert_exact((distances, ids), q, x, 16, 30)
     with pytest.raises(AssertionError):
         bench.assert_nearest((distances, ids), right, q, x, 16)
+
+
+def test_overlap_is_the_share_that_was_hidden(bench):
+    assert bench.overlap(10, 10, 4) == 1
+    assert bench.overlap(14, 10, 4) == 0
+    assert bench.overlap(12, 4, 10) == 0.5
+
+
+@pytest.mark.parametrize(("row", "arguments"), [("test_streamed", ()), ("test_short_codes", (12, 100, 10))])
+def test_rows_of_an_index_run_on_tensors(bench, monkeypatch, row, arguments):
+    """All of a row but its times, on the CPU served as a GPU is."""
+    import test_hamming_gpu as rows
+
+    monkeypatch.setattr(rows, "DEVICE", CPU)
+    monkeypatch.setattr(rows, "_free_memory", lambda: None)
+    monkeypatch.setattr(rows, "scaled", lambda count: 20_000)
+    monkeypatch.setattr(rows, "ours", lambda x, bits, k, impl: bench.ours(x, bits, k))
+    ran = []
+
+    def contest(sides, work, against=None, limit=None, targets=(), figures=lambda medians: {}, **facts):
+        for side in sides.values():
+            side.run()
+        ran.extend(sides)
+        assert set(figures(dict.fromkeys(sides, 1.0))) == {target.figure for target in targets}
+
+    with served_by("tensors"):
+        if row == "test_streamed":
+            # On one device the index would be where it is to go.
+            monkeypatch.setattr(rows.af.HammingIndex, "to", moved_to_pieces)
+        getattr(rows, row)(contest, *arguments)
+    assert ran[0] == "agmh_fast"
+
+
+def moved_to_pieces(index, device, device_memory):
+    return af.HammingIndex._of(index._contents(), None, device, 40_000)
 
 
 def test_peers_that_cannot_search_say_why(bench):

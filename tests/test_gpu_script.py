@@ -46,7 +46,7 @@ def test_a_dry_run_lists_every_stage_and_its_files_exist(tmp_path):
     assert run.returncode == 0, run.stderr
     listed = [line.split(" (")[0] for line in run.stdout.splitlines() if " s): " in line]
     checks = ["memcheck", "racecheck", "initcheck", "synccheck"]
-    assert listed == ["build", "tests", "floors", "hamming", "bench", *checks]
+    assert listed == ["build", "tests", "floors", "hamming", "bench", "report", *checks]
     assert not (tmp_path / "results").exists()
     for word in run.stdout.split():
         if word.startswith("bench/"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -159,6 +160,95 @@ def test_stored_rows(bits):
 
 def test_too_little_memory_is_an_error_that_passes():
     q, x = _codes(50, 64, 2).cuda(), _codes(1000, 64, 1000).cuda()
-    with pytest.raises(RuntimeError, match=r"out of memory, \d+ bytes were asked for"):
-        hamming.hamming_topk(q, x, 2**31 - 1, impl="cuda")  # 1.3 TB of results
+    many = x[:1].repeat(2**22, 1)
+    for call in (
+        lambda: hamming.hamming_topk(q, x, 2**31 - 1, impl="cuda"),  # 1.3 TB of results
+        lambda: hamming.hamming_distance(many, many, impl="cuda"),  # 17.6 TB
+    ):
+        with pytest.raises(RuntimeError, match=r"out of memory, \d+ bytes were asked for"):
+            call()
     _equal(lambda impl, q, x: hamming.hamming_topk(q, x, 5, impl=impl), q.cpu(), x.cpu())
+
+
+def test_tensors_on_two_devices_are_named():
+    q, x, labels = _codes(3, 48, 3), _codes(9, 48, 9).cuda(), torch.zeros(9).long()
+    for message, call in {
+        "q is on cpu, x on cuda:0: move one of them": lambda: hamming.hamming_topk(q, x, 1),
+        "mask is on cpu, the codes on cuda:0: move one of them": lambda: hamming.hamming_range(
+            x, x, 1, mask=torch.ones(9, dtype=torch.bool)
+        ),
+        "labels_q is on cpu, the codes on cuda:0: move one of them": lambda: hamming.hamming_histogram(
+            x, x, labels, labels
+        ),
+    }.items():
+        with pytest.raises(af.InputError) as error:
+            call()
+        assert str(error.value) == message
+    # The ops themselves can be called by anyone.
+    mask = torch.ones(9, dtype=torch.bool)
+    for message, call in {
+        "q and x must be on the same device": lambda: torch.ops.agmh_fast.hamming_distance(x, q, 48, 1),
+        "mask must be on the device": lambda: torch.ops.agmh_fast.hamming_topk(x, x, 48, 1, 48, mask, 1),
+        "labels must be on the device": lambda: torch.ops.agmh_fast.hamming_histogram(x, x, 48, labels, labels, 1),
+    }.items():
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("op", [op.name for op in hamming.OPS])
+def test_opcheck(op):
+    q, x = _codes(3, 48, 3).cuda(), _codes(20, 48, 20).cuda()
+    labels, mask = (torch.randint(3, (3,)).cuda(), torch.randint(3, (20,)).cuda()), torch.rand(3, 20).cuda() < 0.5
+    arguments = {
+        "hamming_distance": [(q, x, 48, 1)],
+        "hamming_topk": [(q, x, 48, 25, 48, None, 1), (q, x, 48, 4, 30, mask, 1)],
+        "hamming_range": [(q, x, 48, 20, None, 1), (q, x, 48, 20, mask, 1)],
+        "hamming_histogram": [(q, x, 48, None, None, 1), (q, x, 48, *labels, 1)],
+        "hamming_stable_ranking": [(q, x, 48, *labels, 10, [1, 5], 1)],
+    }
+    for args in arguments[op]:
+        torch.library.opcheck(getattr(torch.ops.agmh_fast, op).default, args)
+
+
+def test_compiles_in_one_graph():
+    torch._dynamo.reset()
+    q, x, mask = _codes(3, 45, 3).cuda(), _codes(20, 45, 20).cuda(), torch.rand(3, 20).cuda() < 0.5
+
+    def search(q, x):
+        return (
+            *hamming.hamming_topk(q, x, 7, 45, mask=mask, max_distance=20, impl="cuda"),
+            *hamming.hamming_range(q, x, 20, 45, mask=mask[0], impl="cuda"),
+            hamming.hamming_distance(q, x, 45, impl="cuda"),
+        )
+
+    for a, b in zip(torch.compile(search, fullgraph=True, backend="aot_eager")(q, x), search(q, x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_threads_and_streams_side_by_side():
+    q, x = _codes(30, 64, 30), _codes(200_000, 64, 200_000)
+    expected = hamming.hamming_topk(q, x, 50, impl="cpu"), hamming.hamming_range(q, x, 22, impl="cpu")
+    q, x = q.cuda(), x.cuda()
+    torch.cuda.synchronize()
+
+    def search(_):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = hamming.hamming_topk(q, x, 50, impl="cuda"), hamming.hamming_range(q, x, 22, impl="cuda")
+            return [[part.cpu() for part in parts] for parts in found]
+
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(search, range(32)):
+            for parts, right in zip(found, expected, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(parts, right, strict=True))
+
+
+@pytest.mark.parametrize("ties", ["stable", "expected"])
+def test_metrics_keep_no_matrix(ties):
+    """8000 × 400 000 distances would be 3.2 GB."""
+    given = _codes(8000, 48, 8000), _codes(400_000, 48, 500), torch.arange(8000) % 9, torch.arange(400_000) % 9
+    given = tuple(tensor.cuda() for tensor in given)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    af.metrics.retrieval(*given, bits=48, ties=ties)
+    assert torch.cuda.max_memory_allocated() - before < 200 << 20
