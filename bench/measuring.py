@@ -93,6 +93,13 @@ class Clock:
         return taken
 
 
+def bf16_unit(device: torch.device) -> str | None:
+    """What multiplies bfloat16 there: "cuda", "amx_bf16", "avx512_bf16", half as fast at best, or nothing."""
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    on_cpu = next((unit for unit in ("amx_bf16", "avx512_bf16") if found.get(unit)), None)
+    return "cuda" if device.type == "cuda" else on_cpu
+
+
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """p20, p50 and p80 of several timings, in seconds."""
     quintiles = statistics.quantiles(seconds, n=5, method="inclusive")

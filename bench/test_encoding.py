@@ -1,19 +1,18 @@
 """Images to codes, ResNet-50 at 224², 48 bits: the published forward, our model, and the one made for encoding.
 
-All logits are held against float64 ones first. On a CPU a row also says whether it has a matrix unit for bfloat16,
-without which that target is out of reach.
+All logits are held against float64 ones first. A row also says what multiplies bfloat16: the target of that was set
+where AMX does, and without any of it there is none.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from contest import Side, cases
 from limits import Work, roof, roofs
-from measuring import DEVICE
+from measuring import DEVICE, bf16_unit
 from published import PublishedAGMH
 from targets import SCALE, Target
 from torch import Tensor
@@ -32,12 +31,6 @@ def _trained() -> af.AGMH:
         for _ in range(3):
             model.features(torch.randn(4, 3, SIDE, SIDE))
     return model.eval().to(DEVICE)
-
-
-def _matrix_unit() -> bool:
-    """Whether bfloat16 products have hardware of their own."""
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return DEVICE.type == "cuda" or bool(found.get("amx_bf16"))
 
 
 @pytest.mark.benchmark(group="encoding, ResNet-50, 224x224, 48 bits")
@@ -67,7 +60,7 @@ def test_encoding(contest, batch):
         made["float32"].encode(images)
     weights = sum(p.numel() for p in made["float32"].parameters())
     work = Work(4 * (weights + images.numel()), counter.get_total_flops(), "flop", images=batch)
-    targets = [Target("speedup", least=1.6), *([Target("bf16", least=3.5)] if _matrix_unit() else [])]
+    targets = [Target("speedup", least=1.6), *([Target("bf16", least=3.5)] if bf16_unit(DEVICE) else [])]
     contest(
         {
             "for_encoding, float32": Side(lambda: made["float32"].encode(images)),
@@ -78,5 +71,5 @@ def test_encoding(contest, batch):
         work, "published", roof(work, DEVICE, torch.float32),
         targets if batch == 8 and DEVICE.type == "cpu" else (),
         lambda medians: {"bf16": medians["published"] / medians["for_encoding, bfloat16"]}, budget=15,
-        batch=batch, matrix_unit=_matrix_unit(), errors=errors, **roofs(DEVICE, torch.float32),
+        batch=batch, bf16_unit=bf16_unit(DEVICE), errors=errors, **roofs(DEVICE, torch.float32),
     )  # fmt: skip

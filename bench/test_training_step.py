@@ -20,7 +20,7 @@ import torch
 from contest import Side, cases
 from jpegs import jpeg_data, published_batch
 from limits import Work, roof, roofs
-from measuring import DEVICE, Clock
+from measuring import DEVICE, Clock, bf16_unit
 from published import PublishedAGMH
 from targets import SCALE, Target
 from torch import Tensor
@@ -193,8 +193,7 @@ def test_training_step(contest, say, tmp_path, batch):
         name: Side(lambda entrant=entrants[name]: entrant.whole(items, images), facts={"parts_s": parts[name]})
         for name in ORDER
     }
-    unit = DEVICE.type == "cuda" or bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
-    targets = [Target("speedup", least=1.3), *([Target("bf16", least=2.2)] if unit else [])]
+    targets = [Target("speedup", least=1.3), *([Target("bf16", least=2.2)] if bf16_unit(DEVICE) else [])]
     parameters = sum(p.numel() for p in entrants["published"].model.parameters())
     # Parameters, gradients and momenta, read and written; images.
     work = Work(4 * (6 * parameters + images.numel()), counter.get_total_flops(), "flop", images=batch)
@@ -202,7 +201,7 @@ def test_training_step(contest, say, tmp_path, batch):
         sides, work, "published", roof(work, DEVICE, torch.float32),
         targets if batch == 32 and DEVICE.type == "cpu" else (),
         lambda medians: {"bf16": medians["published"] / medians["ours, bf16"]}, rounds=ROUNDS,
-        batch=batch, matrix_unit=unit, losses=losses, **roofs(DEVICE, torch.float32),
+        batch=batch, bf16_unit=bf16_unit(DEVICE), losses=losses, **roofs(DEVICE, torch.float32),
     )  # fmt: skip
 
 

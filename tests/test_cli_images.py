@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -210,11 +211,13 @@ def test_codes_of_another_model_are_refused(folder, capsys):
         ("search db images/7.jpg --sheet no/x.png", "'no'"),
         ("index all --bits 8 --output y", "bits is 8, but 'all' holds codes of 12"),
         ("index all/codes.npy --output y", "bits: give --bits"),
-        ("encode runs images --output y", "there is no best.safetensors in 'runs'"),
+        ("encode runs images --output y", "in 'runs': name one of runs/12bits, runs/4bits"),
         ("encode runs/12bits nothing --output y", "there is no folder and no list file 'nothing'"),
         ("encode runs/12bits runs --output y", "there is no image in 'runs'"),
         ("encode runs/12bits images --output y --device tpu", "device"),
         ("visualize runs/12bits images/none.jpg --output y", "cannot read the image"),
+        ("visualize runs/12bits images/7.jpg --projection pca --output y", "projection: goes with the codes of a run"),
+        ("visualize runs/12bits --projection umap --output y", "projection must be one of pca, tsne, got 'umap'"),
         ("visualize runs/12bits --root nowhere --output y", "root: 'nowhere/train.txt' is missing"),
         ("evaluate runs --root nowhere", "root: 'nowhere/train.txt' is missing"),
         ("evaluate runs other --query-codes all/codes.npy", "not both"),
@@ -261,6 +264,9 @@ def test_visualize(folder, capsys):
     assert (code, out) == (0, "pictures/attention.png\npictures/codes.png\n")
     assert run(capsys, "visualize runs/12bits images/7.jpg images/8.jpg --output own --json")[0] == 0
     assert os.listdir("own") == ["attention.png"]
+    if importlib.util.find_spec("sklearn") is not None:
+        assert run(capsys, "visualize runs/12bits --output tsne --projection tsne")[0] == 0
+        assert Path("tsne/codes.png").read_bytes() != Path("pictures/codes.png").read_bytes()
     for path in ("pictures/attention.png", "pictures/codes.png", "own/attention.png"):
         assert Path(path).read_bytes().startswith(b"\x89PNG")
 

@@ -13,7 +13,7 @@ import torch
 from command_line import ENVIRONMENT, QUICK_TRAIN, require_mistake, run
 
 import agmh_fast as af
-from agmh_fast import train
+from agmh_fast import InputError, train
 from agmh_fast.train import checkpoint
 
 
@@ -135,6 +135,13 @@ def test_a_mistake_is_exit_code_2_and_one_line(folder, capsys, line, text):
     torch.save({"conv.weight": torch.zeros(1)}, "other.pt")
     require_mistake(capsys, f"train {line} --output new", text, prints_splits=True)
     assert not list(folder.glob(f"new/**/{checkpoint.FILE}"))
+
+
+def test_weights_that_do_not_fit_are_told_briefly(folder, capsys):
+    torch.save({"conv.weight": torch.zeros(1)}, "other.pt")
+    with pytest.raises(InputError) as error:
+        af.AGMH(4, "resnet50", weights="other.pt")
+    assert len(str(error.value)) < 300
 
 
 def test_a_resume_that_does_not_fit_is_refused(folder, capsys):

@@ -32,7 +32,7 @@ def _encode_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="fp32",
-        help="fp32, bf16 (fast on GPUs and on CPUs with AMX) or fp16 (on GPUs alone) (default: %(default)s)",
+        help="fp32, bf16 (fast on GPUs, and CPUs with AMX or AVX-512 BF16) or fp16 (on GPUs) (default: %(default)s)",
     )
     parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read")
     add_json(parser)
@@ -141,6 +141,7 @@ def _visualize_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", help="image files (default: queries of the run's dataset, and its codes)")
     parser.add_argument("--output", required=True, help="folder for attention.png and, without images, codes.png")
     parser.add_argument("--root", help="the dataset's folder (default: where it was)")
+    parser.add_argument("--projection", help="of the codes: pca, or tsne, which needs scikit-learn (default: pca)")
     add_model(parser)
     add_json(parser)
 
@@ -150,6 +151,7 @@ def _visualize(args: argparse.Namespace) -> None:
     from agmh_fast.files import output_folder
     from agmh_fast.train.encoded import Encoder
 
+    require(not (args.images and args.projection), "projection: goes with the codes of a run, not with images")
     folder = output_folder(args.output)
     if args.images:
         from agmh_fast.data import unlabelled
@@ -180,7 +182,9 @@ def _of_dataset(args: argparse.Namespace) -> dict[str, Any]:
     names = [data.class_names[label] for label in labels[items].tolist()]
     return {
         "attention": _attention(model, data, items, names),
-        "codes": viz.code_scatter(codes, first_labels(data.database.labels), data.class_names),
+        "codes": viz.code_scatter(
+            codes, first_labels(data.database.labels), data.class_names, args.projection or "pca"
+        ),
     }
 
 
@@ -202,7 +206,7 @@ ENCODE = Command(
     _encode,
 )
 VISUALIZE = Command(
-    "draw where each descriptor looks, and a run's codes by their principal components",
+    "draw where each descriptor looks, and a run's codes by their principal components or t-SNE",
     "agmh-fast visualize runs/cub/48bits --output pictures",
     _visualize_options,
     _visualize,

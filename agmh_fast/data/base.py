@@ -106,22 +106,37 @@ def batches(
     Raises InputError if an item is not in 0..len(images)-1 or a number is out of range; what
     `images` raises as InputError comes out as it is, from workers too.
     """
-    items = torch.as_tensor(order)
-    require(
-        items.ndim == 1 and (items.numel() == 0 or not (items.is_floating_point() or items.dtype == torch.bool)),
-        "order must be a one-dimensional list of item numbers",
-    )
-    items = items.to(device="cpu", dtype=torch.int64)
-    require(
-        items.numel() == 0 or (int(items.min()) >= 0 and int(items.max()) < len(images)),
-        f"order must hold item numbers from 0 to {len(images) - 1}",
-    )
+    epoch, items = require_int("epoch", epoch, 0), _item_numbers(order, len(images))
+    epochs = range(epoch, epoch + bool(len(items)))
+    return epoch_batches(images, {epoch: items}, epochs, len(items), batch_size, seed, workers, part, device)
+
+
+class Orders(Protocol):
+    """orders[epoch] is the items (n,) int64 of an epoch as they are visited; called in worker processes."""
+
+    def __getitem__(self, epoch: int, /) -> Tensor: ...
+
+
+def epoch_batches(
+    images: ImageSet,
+    orders: Orders,
+    epochs: range,
+    count: int,
+    batch_size: int,
+    seed: int | None = None,
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+    device: torch.device | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of several epochs of `count` items each, one epoch after the other, as `batches` gives those of one.
+
+    Workers start once, and load the first batches of an epoch while the one before comes to its end.
+    """
     batch_size = require_int("batch_size", batch_size, 1)
     workers = require_int("workers", workers, 0)
-    epoch = require_int("epoch", epoch, 0)
     if seed is not None:
         seed = require_int("seed", seed, 0)
-    dataset = _Batches(images, items.split(batch_size) if items.numel() else (), seed, epoch, part)
+    dataset = _Batches(images, orders, epochs, count, batch_size, seed, part)
     # A loader draws one number when its iterator starts: from a generator of its own, else the global state would move.
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator().manual_seed(0))
     loaded = map(_unwrap, iter(loader))
@@ -184,27 +199,53 @@ def _unwrap(loaded: tuple[Tensor, Tensor] | InputError) -> tuple[Tensor, Tensor]
     return loaded
 
 
+def _item_numbers(order: Tensor | np.ndarray | Sequence[int], count: int) -> Tensor:
+    """Item numbers (n,) int64 on the CPU; raises InputError for anything else."""
+    items = torch.as_tensor(order)
+    require(
+        items.ndim == 1 and (items.numel() == 0 or not (items.is_floating_point() or items.dtype == torch.bool)),
+        "order must be a one-dimensional list of item numbers",
+    )
+    items = items.to(device="cpu", dtype=torch.int64)
+    require(
+        items.numel() == 0 or (int(items.min()) >= 0 and int(items.max()) < count),
+        f"order must hold item numbers from 0 to {count - 1}",
+    )
+    return items
+
+
 class _Batches(Dataset["tuple[Tensor, Tensor] | InputError"]):
-    """A dataset whose item i is the whole batch number i."""
+    """A dataset whose items are whole batches, of one epoch after the other."""
 
     def __init__(
-        self, images: ImageSet, whole: Sequence[Tensor], seed: int | None, epoch: int, part: tuple[int, int]
+        self,
+        images: ImageSet,
+        orders: Orders,
+        epochs: range,
+        count: int,
+        batch_size: int,
+        seed: int | None,
+        part: tuple[int, int],
     ) -> None:
-        self.images, self.whole, self.seed, self.epoch, self.part = images, whole, seed, epoch, part
+        self.images, self.orders, self.epochs, self.batch_size = images, orders, epochs, batch_size
+        self.seed, self.part = seed, part
+        self.of_an_epoch = -(-count // batch_size)
 
     def __len__(self) -> int:
-        return len(self.whole)
+        return len(self.epochs) * self.of_an_epoch
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | InputError:
-        items, generator = self.whole[number], self._generator(number)
-        part = share(len(items), *self.part)
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor] | InputError:
+        since, number = divmod(place, self.of_an_epoch)
+        epoch = self.epochs[since]
+        items = self.orders[epoch].split(self.batch_size)[number]
+        generator, part = self._generator(epoch, number), share(len(items), *self.part)
         try:
             return items[part], _load_part(self.images, items, part, generator)
         except InputError as error:
             return error  # raised in a worker it would come out with the worker's trace as its message
 
-    def _generator(self, number: int) -> torch.Generator | None:
+    def _generator(self, epoch: int, number: int) -> torch.Generator | None:
         if self.seed is None:
             return None
-        state = np.random.SeedSequence([self.seed, self.epoch, number]).generate_state(1, np.uint64)[0]
+        state = np.random.SeedSequence([self.seed, epoch, number]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state) >> 1)

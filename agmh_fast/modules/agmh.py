@@ -102,7 +102,7 @@ class AGMH(nn.Module):
 
         The BatchNorms of our own backbones are folded into their convolutions, and images are read channels_last; codes
         differ where rounding decides a logit's sign. dtype: of backbone and descriptors, None for what they are in;
-        bfloat16 pays on GPUs and on CPUs with a matrix unit (AMX). Raises InputError for an integer dtype.
+        bfloat16 pays on GPUs and on CPUs that multiply it (AMX, AVX-512 BF16). Raises InputError for an integer dtype.
         """
         dtype = dtype or self.descriptors.conv.weight.dtype
         require(dtype.is_floating_point, f"dtype must be floating, got {dtype}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -113,7 +114,9 @@ def _load(module: nn.Module, state: dict[str, Tensor], otherwise: str) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{otherwise}: {str(error).splitlines()[1].strip()}") from error
+        # It names every key, of which a ResNet has hundreds.
+        reason = textwrap.shorten(str(error).splitlines()[1], 200, placeholder=" …")
+        raise InputError(f"{otherwise}: {reason}") from error
 
 
 def _channels(module: nn.Module) -> int:

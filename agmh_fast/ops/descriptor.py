@@ -241,13 +241,13 @@ def _reference_encode(
 
 
 def _slow_in_16_bits(x: Tensor) -> bool:
-    """Whether x is 16-bit on an x86 without matrix unit: there float32 is multiplied faster, and nothing is rounded."""
+    """Whether x is 16-bit on an x86 that cannot multiply it: there float32 is faster, and nothing is rounded."""
     if x.device.type != "cpu" or x.element_size() != 2:
         return False
     # Newer than the oldest torch supported.
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    unit = "amx_bf16" if x.dtype == torch.bfloat16 else "amx_fp16"
-    return found.get("architecture") == "x86_64" and not found.get(unit)
+    units = ("amx_bf16", "avx512_bf16") if x.dtype == torch.bfloat16 else ("amx_fp16",)
+    return found.get("architecture") == "x86_64" and not any(found.get(unit) for unit in units)
 
 
 def _encode_in_blocks(

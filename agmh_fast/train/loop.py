@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+import textwrap
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from agmh_fast import functional
-from agmh_fast.data import RetrievalData, batches, cached, decoded_on_device, load
+from agmh_fast.data import RetrievalData, cached, decoded_on_device, load
+from agmh_fast.data.base import epoch_batches
 from agmh_fast.errors import InputError, require
 from agmh_fast.files import output_folder
 from agmh_fast.modules import AGMH, synchronize_statistics
@@ -32,7 +35,7 @@ from agmh_fast.train.disk import require_room, write_text, writing
 from agmh_fast.train.encoding import evaluate, validate
 from agmh_fast.train.models import build_model, describe_model, save_model
 from agmh_fast.train.progress import ConsoleProgress, Event, Kind, Progress, silent
-from agmh_fast.train.randomness import epoch_order, module_randomness, sample_items
+from agmh_fast.train.randomness import EpochOrders, epoch_order, module_randomness, sample_items
 from agmh_fast.train.ranks import Ranks, SharedState
 from agmh_fast.train.scalars import ScalarLog
 from agmh_fast.train.selection import held_out
@@ -147,6 +150,7 @@ class _Run:
         self.sgd = Step(self.model, self.state, config, self._distributed())
         self.steps = config.max_iter * config.max_epoch * math.ceil(self.num_samples / config.batch_size)
         self.iteration, self.epoch, self.step = 0, 0, 0
+        self._loaded: Iterator[tuple[Tensor, Tensor]] = iter(())
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self._seconds, self._started, self._saved = 0.0, time.monotonic(), -math.inf
@@ -185,15 +189,28 @@ class _Run:
             if self.folder is not None and not self.config.resume:
                 self._save_checkpoint()
             self._tell("start")
+            self._loaded = self._batches()
             while self.iteration < self.config.max_iter:
                 self._train_iteration(log)
             self._save_model("final", _scores(self.history[-1]) | {"iteration": self.iteration})
         finally:
+            # Ends the workers that load.
+            self._loaded = iter(())
             self._tell("end")
             if log is not None:
                 with writing(log.folder):
                     log.close()
         return self.seconds
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of all epochs that are left, of each this rank's part."""
+        config, count = self.config, self.num_samples
+        done = self.iteration * config.max_epoch + self.epoch
+        return epoch_batches(
+            self.data.database, EpochOrders(self.trainable, count, config.max_epoch, config.seed),
+            range(done, config.max_iter * config.max_epoch), count, config.batch_size, config.seed, config.workers,
+            part=(self.ranks.rank, self.ranks.size), device=self.device,
+        )  # fmt: skip
 
     def _train_iteration(self, log: ScalarLog | None) -> None:
         """The epochs that are left of an outer iteration, its discrete step, and its evaluation where one is due."""
@@ -223,16 +240,12 @@ class _Run:
         config, begun = self.config, time.monotonic()
         rate = config.learning_rate(self.step, self.steps)
         order = epoch_order(len(sampled), config.seed, self.iteration, self.epoch)
-        number = self.iteration * config.max_epoch + self.epoch
-        loaded = batches(
-            self.data.database, sampled.cpu()[order], config.batch_size, config.seed, number, config.workers,
-            part=(self.ranks.rank, self.ranks.size), device=self.device,
-        )  # fmt: skip
         embeddings = torch.zeros(len(sampled), config.bits, device=self.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.model.train()
         with module_randomness(config.seed, self.iteration, self.epoch, self.device):
-            for (items, images), whole in zip(loaded, order.to(self.device).split(config.batch_size), strict=True):
+            for whole in order.to(self.device).split(config.batch_size):
+                items, images = next(self._loaded)
                 rows, rate_now = whole[self.ranks.share(len(whole))], config.learning_rate(self.step, self.steps)
                 # DistributedDataParallel takes the mean over ranks, whose parts may differ in size.
                 share = self.ranks.size * len(rows) / len(whole)
@@ -240,7 +253,7 @@ class _Run:
                 embeddings[rows] = embedding.to(embeddings.dtype)
                 self.step += 1
                 sums += losses * len(rows)
-                self._tell("batch")
+                self._tell("batch", images=len(whole))
         # Looked at once an epoch: a look waits for the GPU.
         pairwise, quantization, dispersion = (self.ranks.total(sums) / len(sampled)).tolist()
         self._require_finite(pairwise + quantization + dispersion)
@@ -279,8 +292,8 @@ class _Run:
             place = f"epoch {self.epoch + 1} of iteration {self.iteration + 1}"
             raise InputError(f"lr: the loss is not finite in {place}: lower the learning rate (now {self.config.lr})")
 
-    def _tell(self, kind: Kind, row: dict[str, Any] | None = None) -> None:
-        self.progress(Event(kind, self.iteration, self.epoch, self.step, self.steps, row or {}))
+    def _tell(self, kind: Kind, row: dict[str, Any] | None = None, images: int = 0) -> None:
+        self.progress(Event(kind, self.iteration, self.epoch, self.step, self.steps, row or {}, images))
 
     def _save_model(self, name: str, place: dict[str, Any]) -> None:
         """Write a model file; `place` is its mAP and the outer iteration (from 1) after which it stands."""
@@ -327,7 +340,7 @@ class _Run:
             self.model.load_state_dict(stored.model)
             self.sgd.optimizer.load_state_dict(stored.optimizer)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[-1].strip()
+            reason = textwrap.shorten(str(error).splitlines()[-1], 200, placeholder=" …")
             raise InputError(f"model: it does not fit the run in {str(folder)!r}: {reason}") from error
         self.sgd.scaler.load_state_dict(stored.scaler)
         self.state.codes = stored.codes

@@ -125,9 +125,11 @@ def _read(folder: str | os.PathLike[str], which: str) -> tuple[dict[str, Tensor]
 
     require(which in ("best", "final"), f"which must be best or final, got {which!r}")
     path = Path(folder) / f"{which}.safetensors"
-    require(
-        path.is_file(), f"folder: there is no {path.name} in {os.fspath(folder)!r}: name the output folder of a run"
-    )
+    if not path.is_file():
+        # Of several code lengths each has a folder of its own.
+        found = sorted(str(inner.parent) for inner in path.parent.glob(f"*bits/{path.name}"))
+        how = f"name one of {', '.join(found)}" if found else "name the output folder of a run"
+        raise InputError(f"folder: there is no {path.name} in {os.fspath(folder)!r}: {how}")
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})[_META])

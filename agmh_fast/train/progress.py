@@ -16,7 +16,7 @@ class Event:
     """A moment of a run: its start, a batch, an epoch, the end of an outer iteration (after its last epoch), the end.
 
     iteration and epoch count from 0, step counts the batches done of `steps` in all. row: the epoch's line of the
-    history at "epoch" and "iteration", else empty.
+    history at "epoch" and "iteration", else empty. images: those of the batch at "batch", of all ranks together.
     """
 
     kind: Kind
@@ -25,6 +25,7 @@ class Event:
     step: int
     steps: int
     row: Mapping[str, Any]
+    images: int = 0
 
 
 Progress = Callable[[Event], None]
@@ -41,12 +42,17 @@ class ConsoleProgress:
         self._iterations = iterations
         self._bar: Any = None
         self._map: float | None = None
+        self._losses = ""
         self._started, self._first_step = time.monotonic(), 0
+        self._images, self._since = 0, self._started
 
     def __call__(self, event: Event) -> None:
         if event.kind == "start":
             self._start(event)
         elif event.kind == "batch" and self._bar is not None:
+            self._images += event.images
+            speed = self._images / max(time.monotonic() - self._since, 1e-9)
+            self._bar.set_postfix_str(f"{self._losses}{speed:.0f} images/s", refresh=False)
             self._bar.update(1)
         elif event.kind in ("epoch", "iteration"):
             self._map = event.row.get("map", self._map)
@@ -56,6 +62,7 @@ class ConsoleProgress:
 
     def _start(self, event: Event) -> None:
         self._started, self._first_step = time.monotonic(), event.step
+        self._since = self._started
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -71,7 +78,10 @@ class ConsoleProgress:
         speed = f"{row['images_per_second']:.0f} images/s"
         if self._bar is not None:
             best = {} if self._map is None else {"mAP": f"{self._map:.3f}"}
-            self._bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in (losses | best).items()), speed]))
+            self._losses = "".join(f"{name} {value}, " for name, value in (losses | best).items())
+            self._bar.set_postfix_str(f"{self._losses}{speed}")
+            # What was evaluated since the last batch is not of the next epoch's time.
+            self._images, self._since = 0, time.monotonic()
         elif event.kind == "iteration":
             score = f"  mAP {row['map']:.3f}" if "map" in row else ""
             score += f" (validation {row['validation_map']:.3f})" if "validation_map" in row else ""

@@ -22,6 +22,24 @@ def epoch_order(number: int, seed: int, iteration: int, epoch: int) -> Tensor:
     return torch.from_numpy(_stream(seed, _ORDER, iteration, epoch).permutation(number))
 
 
+class EpochOrders:
+    """orders[number] is the items (m,) that epoch `number` of a run visits, in that order: its images are so loaded.
+
+    items: those that may be sampled, m = `samples` of them for an outer iteration of `epochs` epochs.
+    """
+
+    def __init__(self, items: Tensor, samples: int, epochs: int, seed: int) -> None:
+        self.items, self.samples, self.epochs, self.seed = items, samples, epochs, seed
+        self._last: tuple[int, Tensor] = -1, items
+
+    def __getitem__(self, number: int) -> Tensor:
+        if self._last[0] != number:
+            iteration, epoch = divmod(number, self.epochs)
+            sampled = self.items[sample_items(len(self.items), self.samples, self.seed, iteration)]
+            self._last = number, sampled[epoch_order(self.samples, self.seed, iteration, epoch)]
+        return self._last[1]
+
+
 def held_out_draw(count: int, seed: int) -> tuple[Tensor, float]:
     """A permutation (count,) int64 and a number from 0 up to 1: what the choice of held-out images depends on."""
     stream = _stream(seed, _HELD_OUT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agmh_fast.viz.attention import attention_gallery, overlay
 from agmh_fast.viz.bars import bar_chart
-from agmh_fast.viz.codes import code_scatter, principal_components
+from agmh_fast.viz.codes import code_scatter, neighbour_embedding, principal_components
 from agmh_fast.viz.curves import loss_curves, map_curve
 from agmh_fast.viz.figure import png_bytes, save_png
 from agmh_fast.viz.gallery import retrieval_gallery
@@ -21,6 +21,7 @@ __all__ = [
     "loss_curves",
     "map_by_bits",
     "map_curve",
+    "neighbour_embedding",
     "overlay",
     "png_bytes",
     "precision_recall_curves",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from agmh_fast.data import RetrievalData, batches
+from agmh_fast.data.base import epoch_batches
 from agmh_fast.errors import InputError
 
 
@@ -53,6 +54,17 @@ def test_random_views_change_with_seed_epoch_and_batch_and_with_nothing_else() -
     assert not torch.equal(first, noise(seed=5, epoch=2, part=1))
     # (1, 12) and (11, 2) must not meet, as they would if the numbers were only strung together.
     assert not torch.equal(noise(seed=1, epoch=12), noise(seed=11, epoch=2))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_one_after_the_other_are_those_of_each(workers: int) -> None:
+    orders = {epoch: torch.from_numpy(np.random.default_rng(epoch).permutation(10)[:7]) for epoch in range(2, 5)}
+    expected = [part for epoch in orders for part in batches(Ramp(), orders[epoch], 3, seed=5, epoch=epoch)]
+    found = epoch_batches(Ramp(), orders, range(2, 5), 7, 3, seed=5, workers=workers)
+    for (items, images), (own_items, own_images) in zip(found, expected, strict=True):
+        assert torch.equal(items, own_items)
+        assert torch.equal(images, own_images)
+    assert list(epoch_batches(Ramp(), orders, range(0), 7, 3, workers=workers)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ import agmh_fast as af
 from agmh_fast import InputError, train
 from agmh_fast.data import RetrievalData
 from agmh_fast.modules.small import SmallResNet
-from agmh_fast.train import fit, silent
+from agmh_fast.train import ConsoleProgress, Event, fit, silent
+from agmh_fast.train.randomness import EpochOrders, epoch_order, sample_items
 
 TIMES = ("seconds", "images_per_second")
 
@@ -215,6 +218,15 @@ def test_a_model_of_other_bits_is_refused(data, make_config):
         fit(make_config(), data, model, silent)
 
 
+def test_what_loads_an_epoch_orders_it_as_the_run_does():
+    items = torch.tensor([3, 5, 7, 9, 11])
+    orders = pickle.loads(pickle.dumps(EpochOrders(items, 4, epochs=3, seed=2)))
+    for number in (0, 1, 2, 3, 7, 2):
+        iteration, epoch = divmod(number, 3)
+        order = epoch_order(4, 2, iteration, epoch)
+        assert torch.equal(orders[number], items[sample_items(5, 4, 2, iteration)][order])
+
+
 def test_an_unknown_dataset_is_refused(make_config):
     with pytest.raises(InputError, match="dataset 'patterns' is not known"):
         fit(make_config())
@@ -249,4 +261,15 @@ def test_without_a_terminal_progress_is_a_line_an_iteration(data, make_config, c
 def test_on_a_terminal_progress_is_a_bar(data, make_config, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     fit(make_config(), data)
-    assert "16/16" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "16/16" in shown
+    assert re.search(r"pairwise [\d.]+, [^\r]*\d+ images/s", shown)
+
+
+def test_the_bar_has_images_a_second_from_the_first_batch_on(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = ConsoleProgress(2)
+    progress(Event("start", 0, 0, 0, 16, {}))
+    progress(Event("batch", 0, 0, 1, 16, {}, images=4))
+    assert re.fullmatch(r"\d+ images/s", progress._bar.postfix)
+    progress(Event("end", 0, 0, 1, 16, {}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -54,3 +56,43 @@ def test_bad_shapes_are_refused():
             viz.principal_components(codes)
     with pytest.raises(InputError, match="labels must hold 4 classes"):
         viz.code_scatter(np.ones((4, 2)), [0], ["a"])
+
+
+def test_tsne_keeps_neighbours_together_and_is_the_same_again():
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    # Three codes of 48 bits that differ by some 24, each copy with 2 bits flipped: classes are far apart.
+    codes = rng.choice([-1, 1], (3, 48))[labels]
+    for row in codes:
+        row[rng.choice(48, 2, replace=False)] *= -1
+    points = viz.neighbour_embedding(torch.from_numpy(codes), perplexity=10)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(60, np.inf))
+    assert (labels[apart.argmin(1)] == labels).all()
+    assert np.array_equal(points, viz.neighbour_embedding(codes, perplexity=10))
+    axes = viz.code_scatter(codes, labels, ["a", "b", "c"], "tsne").axes[0]
+    assert axes.get_title(loc="left") == "codes by t-SNE"
+    assert sum(len(group.get_offsets()) for group in axes.collections) == 60
+    assert np.isfinite(viz.neighbour_embedding(np.ones((5, 6)))).all()
+
+
+def test_tsne_of_many_codes_takes_some(monkeypatch):
+    from agmh_fast.viz import codes as module
+
+    seen = []
+    monkeypatch.setattr(module, "neighbour_embedding", lambda codes: seen.append(codes) or codes[:, :2])
+    monkeypatch.setattr(module, "_TSNE_CODES", 4)
+    axes = viz.code_scatter(np.arange(30).reshape(10, 3), np.zeros(10, int), ["a"], "tsne").axes[0]
+    assert seen[0][:, 0].tolist() == [0, 9, 18, 27]
+    assert axes.get_title(loc="left") == "codes by t-SNE (4 of 10)"
+
+
+def test_tsne_says_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(InputError, match=r"^t-SNE needs scikit-learn: pip install 'agmh-fast\[tsne\]', or take pca$"):
+        viz.neighbour_embedding(np.ones((4, 2)))
+    for codes in (np.ones((3, 2)), np.ones((4, 0))):
+        with pytest.raises(InputError, match="codes must be"):
+            viz.neighbour_embedding(codes)
+    with pytest.raises(InputError, match="projection must be one of pca, tsne, got 'umap'"):
+        viz.code_scatter(np.ones((4, 2)), np.zeros(4), ["a"], "umap")
