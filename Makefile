@@ -23,7 +23,7 @@ FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
 # And those of `make soak`.
 SOAK_SECONDS ?= 600
 
-.PHONY: demo test lint format docs pictures bench readme gpu soak sanitize fuzz clean
+.PHONY: demo test lint format docs pictures bench readme gpu soak wheel sanitize fuzz clean
 
 demo: $(VENV)/.built
 	$(VENV)/bin/agmh-fast demo
@@ -76,6 +76,10 @@ gpu:
 soak:
 	AGMH_FAST_SOAK_SECONDS=$(SOAK_SECONDS) $(if $(wildcard $(VENV)/.built),$(PY),$(PYTHON)) -m pytest -q -m gpu tests/search/test_soak.py
 
+# Source distribution and wheel, for every GPU architecture where a CUDA toolkit is found; release/README.md says more.
+wheel: $(VENV)/.release
+	env -u TORCH_CUDA_ARCH_LIST $(PY) release/distributions.py
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info agmh_fast/*.so
 
@@ -107,6 +111,10 @@ $(VENV)/.bench: $(VENV)/.built
 
 $(VENV)/.docs: $(VENV)/.built
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev,docs]'
+	touch $@
+
+$(VENV)/.release: $(VENV)/.built
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev,release]'
 	touch $@
 
 # In a folder of its own. Where it cannot be had the tests go on, say so, and the next `make test` tries again.

@@ -54,6 +54,14 @@ def test_every_public_name_is_described_and_typed(name):
         assert typed or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD), f"{name}({parameter})"
 
 
+def test_a_wheel_is_checked_with_readmes_examples(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "release"))
+    import distributions
+
+    text = "```python\none\n```\n\n```sh\nno\n```\n\n```python\ntwo\n```\n"
+    assert distributions.examples(text) == ["one\n", "two\n"]
+
+
 def test_the_citation_has_what_readers_of_it_need():
     yaml = pytest.importorskip("yaml")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
