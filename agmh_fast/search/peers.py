@@ -200,25 +200,25 @@ class Peers:
 
     def _transfer_on_device(self, transfers: Sequence[_Transfer]) -> None:
         """In one batch, as NCCL wants it; it does not say who is lost, so that this is asked over gloo then."""
+        if not transfers:
+            return
         operations = [
             dist.P2POp(kind, tensor, group=self._group, group_peer=peer)
             for kind, tensor, peer in transfers
             if tensor.numel()
         ]
-        deadline = time.monotonic() + self._timeout
+        like = transfers[0][1]
         try:
-            works = [] if self._met_on_device or not transfers else [self._meet(transfers[0][1])]
+            works = [] if self._met_on_device else [self._meet(like)]
             works += dist.batch_isend_irecv(operations) if operations else []
-            for work in works:
-                # With a limit the host waits, and NCCL gives up where it is over.
-                work.wait(timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
+            wait_on_device(works, like.device, self._timeout)
         except RuntimeError as error:
-            sign = torch.zeros(1, dtype=torch.uint8)
-            others = sorted({peer for _, _, peer in transfers})
-            self._transfer(
-                [(dist.irecv, torch.empty_like(sign), peer) for peer in others]
-                + [(dist.isend, sign, peer) for peer in others]
-            )
+            if like.is_cuda:
+                group: Any = self._group or dist.group.WORLD
+                group._get_backend(like.device).abort()  # what is stuck on the GPU would keep it for ever
+            sign, others = torch.zeros(1, dtype=torch.uint8), sorted({peer for _, _, peer in transfers})
+            signs: list[_Transfer] = [(dist.irecv, torch.empty_like(sign), peer) for peer in others]
+            self._transfer([*signs, *((dist.isend, sign, peer) for peer in others)])
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise LostRankError(others, f"a transfer between GPUs failed ({reason})") from error
 
@@ -226,6 +226,18 @@ class Peers:
         """NCCL wants all ranks in the first call of a group, and some may have nothing to send."""
         self._met_on_device = True
         return dist.all_reduce(like.new_zeros(1), group=self._group, async_op=True)
+
+
+def wait_on_device(works: Sequence[Any], device: torch.device, timeout: float) -> None:
+    """Wait for transfers; RuntimeError where one fails or takes longer than `timeout` seconds in all."""
+    deadline = time.monotonic() + timeout
+    for work in works:
+        # NCCL's own limit would end the process, not the wait.
+        while device.type == "cuda" and not work.is_completed():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"waited {timeout:g} s")
+            time.sleep(1e-5)
+        work.wait(*() if device.type == "cuda" else (timedelta(seconds=max(deadline - time.monotonic(), 0.001)),))
 
 
 def digest(value: object) -> bytes:

@@ -5,9 +5,9 @@ Bytes on the device, for Q queries of n items:
     2 · piece                    buffers: piece = room / 2, 64 MiB at most, of rows as they lie in host memory
     piece · padded / row         where rows of up to 16 bits are padded to 4 bytes
     Q · n' , 64 MiB at most      a mask with a row a query; n' bytes else, n' being the rows of a piece
-    52 · Q' · (k + k')           candidates while they are merged: k' = min(k, n'), Q' · (k + k') <= 2²² or Q' = 1
+    80 · Q' · (k + k')           candidates while they are merged: k' = min(k, n'), Q' · (k + k') <= 2²² or Q' = 1
     scratch                      of hamming_topk or hamming_range, csrc/hamming/cuda/README.md
-    12 · Q · k                   the result; 70 a result of a range search, whose lists are merged when all are there
+    12 · Q · k                   the result; 120 a result of a range search, whose lists are merged when all are there
 
 It does not grow with n. In host memory: the pinned buffers, 2 · piece, and what the index itself takes.
 """

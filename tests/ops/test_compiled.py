@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import pytest
 import torch
@@ -23,6 +24,18 @@ def test_ops_pass_over_a_missing_module(monkeypatch):
     assert torch.equal(hamming.hamming_topk(x, x, 2)[1], hamming.hamming_topk(x, x, 2, impl="reference")[1])
     with pytest.raises(af.InputError, match="pip install"):
         hamming.hamming_topk(x, x, 2, impl="cpu")
+
+
+def test_ops_say_how_to_build_the_cuda_part(monkeypatch):
+    monkeypatch.setattr(compiled, "has_cuda_kernel", lambda op: False)
+    codes_on_a_gpu = types.SimpleNamespace(device=torch.device("cuda", 0))
+    for op in hamming.OPS:
+        arguments = (
+            (codes_on_a_gpu, None, 8, None, None, 1, []) if op is hamming.stable_ranking_op else (codes_on_a_gpu,)
+        )
+        said = op.obstacle("cuda", *arguments)
+        assert said == compiled.WITHOUT_CUDA
+        assert "AGMH_FAST_CUDA=1 pip install" in said
 
 
 def test_the_index_names_a_missing_engine(monkeypatch):

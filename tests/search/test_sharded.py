@@ -6,9 +6,11 @@ import lost_rank_cases
 import numpy as np
 import pytest
 import sharded_cases as cases
+import torch
 from ranks import ranks
 
 import agmh_fast as af
+from agmh_fast.search.peers import wait_on_device
 
 SIZES = (1, 2, 3, 4)
 
@@ -96,6 +98,30 @@ def test_a_lost_rank_is_named_in_time(three, lost, how, reason, limit):
             assert gone == (lost,)
             assert message.startswith(f"no answer from rank {lost}: {reason}; start the ranks anew")
             assert seconds < limit
+
+
+class Work:
+    """A transfer of NCCL's that is done after so many looks at it."""
+
+    def __init__(self, looks):
+        self.looks, self.waited = looks, False
+
+    def is_completed(self):
+        self.looks -= 1
+        return self.looks < 0
+
+    def wait(self, *timeout):
+        assert not timeout  # with which NCCL would end the process
+        self.waited = True
+
+
+def test_transfers_between_gpus_are_waited_for_by_looking():
+    done, stuck, gpu = Work(3), Work(10**9), torch.device("cuda", 0)
+    wait_on_device([done], gpu, 60)
+    assert done.waited
+    with pytest.raises(RuntimeError, match=r"waited 0\.05 s"):
+        wait_on_device([Work(0), stuck], gpu, 0.05)
+    assert not stuck.waited
 
 
 def test_an_interrupted_rank_does_not_go_on_out_of_step(three):
