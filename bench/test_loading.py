@@ -39,14 +39,18 @@ def from_cache(data, tmp_path_factory):
 
 
 @pytest.mark.benchmark(group="loading, 500x375 JPEG to random 224x224, batch 32")
-@cases("source", ["files", "cache"])
-def test_loading(contest, data, from_cache, source):
-    ours = {"files": data, "cache": from_cache}[source].database
+@cases("source", ["files", "cache"], ["whole"])
+def test_loading(contest, data, from_cache, tmp_path, source):
+    made = {"files": lambda: data, "cache": lambda: from_cache}
+    ours = made.get(source, lambda: cached(data, tmp_path, lambda line: None, whole=True))().database
     view = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     normalise = v2.Normalize(MEAN, STD)
     few = torch.arange(4)
     expected = torch.stack([normalise(view(data.database.picture(item))) for item in few.tolist()])
     assert torch.equal(ours.load(few, None), expected)
+    if source == "whole":
+        random = (images.load(few, torch.Generator().manual_seed(1)) for images in (ours, data.database))
+        assert torch.equal(*random)
 
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
 
@@ -75,7 +79,7 @@ def test_loading(contest, data, from_cache, source):
     else:
         limit = Limit("copy bandwidth", seconds=work.bytes / copy_rate(torch.device("cpu")))
     contest(
-        rivals, work, "published", limit, [Target("best", least=TARGETS[source])],
+        rivals, work, "published", limit, [Target("best", least=TARGETS[source])] if source in TARGETS else [],
         lambda medians: {"best": medians["published"] / min(medians[name] for name in rivals if source in name)},
         rounds=5, images=COUNT, workers=WORKERS, file_bytes=sizes[0],
     )  # fmt: skip

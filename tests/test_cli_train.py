@@ -53,7 +53,7 @@ def test_several_lengths_from_a_file(folder, capsys):
         assert json.loads(Path(place, "result.json").read_text()) | {"output": place} == made
         assert train.load_run(place).bits == made["bits"]
     assert json.loads(Path("runs/config.json").read_text())["bits"] == [4, 8]
-    assert "each length decodes the images anew: --cache keeps them" in err
+    assert "each length decodes the images anew: --cache keeps them, with --cache-whole every pixel" in err
     # A line a length, which says how the best was selected.
     code, out, _ = run(capsys, "train --resume --output runs")
     assert code == 0

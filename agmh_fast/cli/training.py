@@ -127,7 +127,7 @@ def _train_plan(plan: Plan, ranks: Ranks) -> list[dict[str, Any]]:
     for split, fingerprint in data.fingerprints.items():
         tell(f"{data.name}, {split}: {len(getattr(data, split))} images, SHA-256 {fingerprint}")
     if len(plan.lengths) > 1 and plan.config.cache is None and plan.config.dataset != "fonts":
-        tell("each length decodes the images anew: --cache keeps them, if random crops may come from it")
+        tell("each length decodes the images anew: --cache keeps them, with --cache-whole every pixel")
     ranks.first(plan.claim)
     results = []
     try:

@@ -1,11 +1,13 @@
 """Decoded images in a file: uint8, the shorter side as the deterministic view wants it, mapped by all who read it.
 
 Repeated epochs then neither decode nor shrink. The deterministic view stays what it was, bit for bit; random crops are
-cut from the smaller image.
+cut from the smaller image. A cache of whole images keeps them at their own size: nothing is decoded again, all views
+stay what they were, and it takes several times the room.
 
-A cache is one file: 32 bytes that say what it is, (height, width) int32 of each image, then its pixels (height, width,
-3) one after the other. Its name holds a hash of paths, sizes and times of the images, so that a changed image means
-another cache. It is written as `….partial`, which a killed process leaves to be continued, and renamed when whole.
+A cache is one file: 32 bytes that say what it is, the last 8 of them the shorter side or 0 for whole images, (height,
+width) int32 of each image, then its pixels (height, width, 3) one after the other. Its name holds a hash of paths,
+sizes and times of the images, so that a changed image means another cache. It is written as `….partial`, which a
+killed process leaves to be continued, and renamed when all is there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,6 +30,9 @@ from agmh_fast.data.base import RetrievalData
 from agmh_fast.data.images import ImageFiles, read_image
 from agmh_fast.errors import InputError, require
 from agmh_fast.files import as_path, atomic_write, output_folder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 try:
     import fcntl
@@ -41,21 +46,24 @@ _CHUNK = 512
 
 
 class CachedImages(ImageFiles):
-    """`ImageFiles` whose pictures come from a cache, with their shorter side `side` pixels long."""
+    """`ImageFiles` whose pictures come from a cache: `whole`, or with their shorter side `side` pixels long."""
 
-    decoded = True
-
-    def __init__(self, images: ImageFiles, cache: Path) -> None:
+    def __init__(self, images: ImageFiles, cache: Path, whole: bool = False) -> None:
         super().__init__(images.folder, images.paths, images.labels, images.size)
-        self.cache = cache
+        self.cache, self.whole, self.decoded = cache, whole, not whole
         self._map()
 
-    def picture(self, item: int) -> Tensor:
-        """Image `item` in RGB, shrunk or enlarged: uint8 (3, H, W), its channels side by side in memory."""
-        height, width = self._shapes[item]
+    def picture(self, item: int) -> Image | Tensor:
+        """Image `item` in RGB as it is in its file; or shrunk or enlarged, uint8 (3, H, W), channels last in memory."""
+        height, width = self._shapes[item].tolist()
         start = self._starts[item]
+        pixels = self._pixels[start : start + 3 * height * width]
+        if self.whole:
+            from PIL import Image
+
+            return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
         # A copy, as torch takes no memory that may not be written to.
-        pixels = self._pixels[start : start + 3 * height * width].copy()
+        pixels = pixels.copy()
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
     def _map(self) -> None:
@@ -65,7 +73,11 @@ class CachedImages(ImageFiles):
                 self._shapes = np.fromfile(file, np.int32, 2 * count).reshape(-1, 2).astype(np.int64)
             self._starts = _starts(self._shapes)
             size = self._starts[-1]
-            fits = (magic, count, side) == (_MAGIC, len(self), self.side) and self.cache.stat().st_size == size
+            fits = (magic, count, side) == (
+                _MAGIC,
+                len(self),
+                _side(self, self.whole),
+            ) and self.cache.stat().st_size == size
             require(fits, f"cache: {str(self.cache)!r} is damaged: delete it, and it is written anew")
             self._pixels = np.memmap(self.cache, np.uint8, "r")
         except (OSError, ValueError, struct.error) as error:
@@ -80,11 +92,17 @@ class CachedImages(ImageFiles):
         self._map()
 
 
-def cached(data: RetrievalData, folder: str | os.PathLike[str], tell: Callable[[str], object] = print) -> RetrievalData:
+def cached(
+    data: RetrievalData,
+    folder: str | os.PathLike[str],
+    tell: Callable[[str], object] = print,
+    whole: bool = False,
+) -> RetrievalData:
     """The dataset with both splits read from caches in `folder`, which are written where they are missing.
 
-    Before that `tell` gets a line with their size. Raises InputError for a dataset that is not in files, for images
-    that cannot be read, and where there is no room for the caches.
+    whole: of the images at their own size, so that every pixel is as without a cache. Before they are written `tell`
+    gets a line with their size. Raises InputError for a dataset that is not in files, for images that cannot be read,
+    and where there is no room for the caches.
     """
     place = output_folder(as_path(folder))
     splits = []
@@ -92,8 +110,10 @@ def cached(data: RetrievalData, folder: str | os.PathLike[str], tell: Callable[[
         if not isinstance(images, ImageFiles):
             raise InputError(f"cache: dataset {data.name!r} has no files to cache")
         splits.append(images)
-    files = [place / f"{data.name}-{_key(images)}.cache" for images in splits]
-    plans = [(images, file, _shapes(images)) for images, file in zip(splits, files, strict=True) if not file.exists()]
+    files = [place / f"{data.name}-{_key(images, whole)}.cache" for images in splits]
+    plans = [
+        (images, file, _shapes(images, whole)) for images, file in zip(splits, files, strict=True) if not file.exists()
+    ]
     if plans:
         needed = sum(int(_starts(shapes)[-1]) for _, _, shapes in plans)
         there = sum(part.stat().st_size for part in map(_partial, files) if part.exists())
@@ -102,14 +122,19 @@ def cached(data: RetrievalData, folder: str | os.PathLike[str], tell: Callable[[
         free = shutil.disk_usage(place).free + there
         require(free >= needed, f"cache: {str(place)!r} has {free / 1e9:.3g} GB free, {needed / 1e9:.3g} GB are needed")
     for images, file, shapes in plans:
-        _write(images, file, shapes)
-    database, query = (CachedImages(images, file) for images, file in zip(splits, files, strict=True))
+        _write(images, file, shapes, whole)
+    database, query = (CachedImages(images, file, whole) for images, file in zip(splits, files, strict=True))
     return RetrievalData(data.name, data.class_names, database, query, data.mean, data.std)
 
 
-def _key(images: ImageFiles) -> str:
+def _side(images: ImageFiles, whole: bool) -> int:
+    """What a cache says of its images' size: their shorter side, 0 for whole ones."""
+    return 0 if whole else images.side
+
+
+def _key(images: ImageFiles, whole: bool) -> str:
     """What the cache's contents depend on, as 16 hexadecimal digits."""
-    hasher = hashlib.sha256(f"{images.side}\n".encode())
+    hasher = hashlib.sha256(f"{_side(images, whole)}\n".encode())
     for path in images.paths:
         try:
             found = (images.folder / path).stat()
@@ -120,7 +145,7 @@ def _key(images: ImageFiles) -> str:
     return hasher.hexdigest()[:16]
 
 
-def _shapes(images: ImageFiles) -> np.ndarray:
+def _shapes(images: ImageFiles, whole: bool) -> np.ndarray:
     """(height, width) of every image in the cache, (N, 2) int64, from the heads of the files."""
     from PIL import Image
 
@@ -131,6 +156,8 @@ def _shapes(images: ImageFiles) -> np.ndarray:
         except Exception:
             read_image(images.folder / path)  # says why not
             raise
+        if whole:
+            return height, width
         short = min(height, width)
         # The longer side as torchvision's Resize rounds it.
         return tuple(images.side if n == short else int(images.side * n / short) for n in (height, width))  # type: ignore[return-value]
@@ -145,13 +172,14 @@ def _starts(shapes: np.ndarray) -> np.ndarray:
     return first + np.concatenate([[0], np.cumsum(3 * shapes.prod(axis=1))])
 
 
-def _write(images: ImageFiles, file: Path, shapes: np.ndarray) -> None:
+def _write(images: ImageFiles, file: Path, shapes: np.ndarray, whole: bool) -> None:
     """Write a cache, from where an earlier process stopped."""
     from torchvision.transforms.v2 import functional
     from tqdm import tqdm
 
     def pixels(item: int) -> np.ndarray:
-        array = np.asarray(functional.resize(read_image(images.folder / images.paths[item]), [images.side]))
+        image = read_image(images.folder / images.paths[item])
+        array = np.asarray(image if whole else functional.resize(image, [images.side]))
         told = tuple(shapes[item])
         require(array.shape[:2] == told, f"cache: {images.paths[item]!r} is not of the size that its head says")
         return array
@@ -163,7 +191,7 @@ def _write(images: ImageFiles, file: Path, shapes: np.ndarray) -> None:
             out.truncate(starts[done] if done else 0)
             out.seek(0, os.SEEK_END)
             if not done:
-                out.write(_HEAD.pack(_MAGIC, len(images), images.side))
+                out.write(_HEAD.pack(_MAGIC, len(images), _side(images, whole)))
                 out.write(shapes.astype(np.int32).tobytes())
             with tqdm(total=len(images), initial=done, unit="image", desc="caching", disable=None) as bar:
                 for start in range(done, len(images), _CHUNK):

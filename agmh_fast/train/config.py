@@ -41,6 +41,9 @@ class TrainConfig:
     root: str | None = _setting(None, "folder of the dataset")
     skip_broken: bool = _setting(False, "leave out images that cannot be read, after reading all of them once")
     cache: str | None = _setting(None, "folder for decoded images, written at first; random crops come from those")
+    cache_whole: bool = _setting(
+        False, "cache images at their own size: more room, and random crops are those without a cache"
+    )
     gpu_decode: bool = _setting(False, "decode JPEG files on the GPU: near the published pixels, not the same")
     bits: int = _setting(48, "code length, 1..4096")
     backbone: str = _setting(
@@ -117,9 +120,13 @@ class TrainConfig:
             "cuda_graph",
             "sync_bn",
             "skip_broken",
+            "cache_whole",
             "gpu_decode",
         ):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False, got {getattr(self, name)!r}")
+        require(
+            not self.cache_whole or self.cache is not None, "cache must name a folder where cache_whole is asked for"
+        )
         require(not self.resume or self.output is not None, "output must name the folder of the run to resume")
         self._check_device()
 

@@ -120,7 +120,7 @@ def load_data(config: TrainConfig) -> RetrievalData:
         return decoded_on_device(data)
     if config.cache is None:
         return data
-    return cached(data, config.cache, lambda line: print(line, file=sys.stderr))
+    return cached(data, config.cache, lambda line: print(line, file=sys.stderr), config.cache_whole)
 
 
 class _Run:

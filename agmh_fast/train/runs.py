@@ -95,5 +95,6 @@ def _require_same_splits(data: RetrievalData, meta: dict[str, Any], folder: Fold
 
 def _config_of(stored: dict[str, Any], root: Folder | None) -> TrainConfig:
     """A run's settings as far as they bear on its data, on this machine."""
-    own = {name: stored[name] for name in ("dataset", "root", "cache", "skip_broken")}
+    names = ("dataset", "root", "cache", "cache_whole", "skip_broken")
+    own = {name: stored[name] for name in names if name in stored}
     return TrainConfig.from_mapping(own if root is None else own | {"root": os.fspath(root)})

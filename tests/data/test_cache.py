@@ -73,6 +73,24 @@ def test_random_views_come_from_the_generator_alone_on_any_number_of_workers(dat
     assert torch.equal(pickle.loads(data).load(torch.tensor([1]), None), images.load(torch.tensor([1]), None))
 
 
+def test_a_cache_of_whole_images_changes_no_pixel(data, tmp_path):
+    place, told = tmp_path / "cache", []
+    whole = cached(data, place, told.append, whole=True)
+    require_same(data, whole)
+    pixels = [3 * 61 * 40, 3 * 61 * 40, 3 * 33 * 33, 3 * 7 * 13, 3 * 64 * 20, 3 * 37 * 37]
+    assert whole.database.cache.stat().st_size == 32 + 6 * 8 + sum(pixels)
+    own, kept = (list(batches(images, [3, 1, 2, 0], 2, seed=3)) for images in (data.database, whole.database))
+    for one, two in zip(own, kept, strict=True):
+        assert torch.equal(one[1], two[1])
+    again = pickle.loads(pickle.dumps(whole.database))
+    assert torch.equal(again.load(torch.tensor([1]), None), data.database.load(torch.tensor([1]), None))
+    # Beside one of shrunk images, each for itself.
+    require_same(data, cached(data, place, told.append))
+    require_same(data, cached(data, place, told.append, whole=True))
+    assert len(told) == 2
+    assert len(list(place.iterdir())) == 4
+
+
 def test_a_changed_image_means_another_cache(data, tmp_path):
     place = tmp_path / "cache"
     cached(data, place, lambda _: None)
@@ -152,12 +170,17 @@ def test_training_takes_a_cache_that_its_settings_name(data, tmp_path, capsys):
     assert isinstance(loaded.query, CachedImages)
     assert capsys.readouterr().err.startswith("cache: 9 decoded images take 0.00")
     assert loaded.fingerprints == data.fingerprints
+    whole = load_data(config.replace(cache_whole=True))
+    assert whole.database.whole
+    assert not loaded.database.whole
+    with pytest.raises(InputError, match="cache must name a folder where cache_whole is asked for"):
+        config.replace(cache=None, cache_whole=True)
 
 
 @pytest.mark.skipif(cache.fcntl is None, reason="no file locks")
 def test_one_process_writes_at_a_time(data, tmp_path, monkeypatch):
     place = tmp_path / "cache"
-    name = f"listing-{cache._key(data.database)}.cache.partial"
+    name = f"listing-{cache._key(data.database, False)}.cache.partial"
     place.mkdir()
     with cache._opened(place / name), pytest.raises(InputError, match="another process is writing"):
         cached(data, place, lambda _: None)

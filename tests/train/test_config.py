@@ -44,6 +44,7 @@ BAD = {
     "cuda_graph": [1],
     "sync_bn": [1],
     "gpu_decode": [1],
+    "cache_whole": [1, True],
     "rank_seconds": [0, math.inf],
     "select": ["train"],
     "validation_share": [0, 0.5],
