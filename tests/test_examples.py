@@ -18,7 +18,7 @@ def _run(name: str, *arguments: str, start: tuple[str, ...] = ()) -> str:
     if not EXAMPLES.is_dir():
         pytest.skip("needs the repository's examples/")
     command = [sys.executable, *start, str(EXAMPLES / name), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(EXAMPLES.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stderr
     return run.stdout
@@ -67,6 +67,8 @@ def test_shards_answer_as_one_index(tmp_path):
 def test_every_example_is_run_and_listed():
     tests = Path(__file__).read_text()
     listed = (EXAMPLES / "README.md").read_text()
+    shown = (EXAMPLES.parent / "docs" / "examples.md").read_text()
     for path in EXAMPLES.glob("*.py"):
         assert f'"{path.name}"' in tests
         assert f"]({path.name})" in listed
+        assert f"{{literalinclude}} ../examples/{path.name}\n" in shown
