@@ -60,12 +60,12 @@ struct ItemMask {
   }
 };
 
-// A matrix of distances: bytes, or 16 bits where a byte is too narrow.
-inline torch::stable::Tensor allocate_distances(const torch::stable::Tensor& q, const torch::stable::Tensor& x,
-                                                int64_t bits) {
-  using torch::headeronly::ScalarType;
-  return allocate("hamming_distance", q, {q.size(0), x.size(0)}, bits <= 255 ? ScalarType::Byte : ScalarType::UInt16,
-                  bits <= 255 ? 1 : 2);
+// Of a matrix of distances whose elements have so many bytes.
+inline torch::headeronly::ScalarType distance_type(int64_t bits, int64_t itemsize) {
+  STD_TORCH_CHECK(itemsize == 2 || itemsize == 4 || (itemsize == 1 && bits <= 255),
+                  "itemsize must be 1 (up to 255 bits), 2 or 4, got ", itemsize, " for ", bits, " bits");
+  using Type = torch::headeronly::ScalarType;
+  return itemsize == 1 ? Type::Byte : itemsize == 2 ? Type::UInt16 : Type::Int;
 }
 
 struct RelevanceLabels {

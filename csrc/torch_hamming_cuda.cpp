@@ -102,15 +102,15 @@ struct Search {
   Tensor bytes(int64_t count) const { return agmh::allocate<uint8_t>(op, queries, {count}); }
 };
 
-Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t) {
+Tensor distance_cuda(const Tensor& q, const Tensor& x, int64_t bits, int64_t itemsize, int64_t) {
   check_pair(q, x, bits);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   const int words = static_cast<int>((bits + 63) / 64);
   constexpr const char* kOp = "hamming_distance";
   const Tensor queries = padded_rows(kOp, q, words * 8, 8), items = padded_rows(kOp, x, words * 8, 8);
-  const Tensor out = agmh::allocate_distances(q, x, bits);
-  check(kOp, agmh::cuda::distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words, bits > 255,
-                                  out.data_ptr(), current_stream(q)));
+  const Tensor out = agmh::allocate(kOp, q, {q.size(0), x.size(0)}, agmh::distance_type(bits, itemsize), itemsize);
+  check(kOp, agmh::cuda::distance(queries.data_ptr(), items.data_ptr(), q.size(0), x.size(0), words,
+                                  static_cast<int>(itemsize), out.data_ptr(), current_stream(q)));
   return out;
 }
 

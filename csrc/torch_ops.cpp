@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "hamming/engine.h"
+#include "hamming/pool.h"
 #include "torch_codes.h"
 
 namespace {
@@ -51,14 +52,44 @@ struct Search {
   }
 };
 
-Tensor distance_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t threads) {
-  const Search search(q, x, bits, threads);
-  const Tensor out = agmh::allocate_distances(q, x, bits);
-  if (bits <= 255)
-    agmh::distance(search.task, data<uint8_t>(out));
-  else
-    agmh::distance(search.task, data<uint16_t>(out));
+// An uninitialised tensor for results. The memory of large ones is used again when they are gone.
+template <class T>
+Tensor results(const char* op, const Tensor& like, int64_t rows, int64_t columns) {
+  int64_t bytes = sizeof(T);
+  const bool known = !__builtin_mul_overflow(bytes, rows, &bytes) && !__builtin_mul_overflow(bytes, columns, &bytes);
+  if (!known || bytes < static_cast<int64_t>(agmh::kHugeBytes)) return agmh::allocate<T>(op, like, {rows, columns});
+  agmh::Block block;
+  try {
+    block = agmh::take_block(static_cast<size_t>(bytes));
+  } catch (const std::bad_alloc&) {
+    STD_TORCH_CHECK(false, op, ": out of memory, ", bytes, " bytes were asked for");
+  }
+  const agmh::Release release = block.get_deleter();
+  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
+  const Tensor out = torch::stable::from_blob(block.get(), {sizes, 2}, {strides, 2}, like.device(),
+                                              torch::headeronly::CppTypeToScalarType<T>::value,
+                                              [release](void* memory) { release(static_cast<uint8_t*>(memory)); });
+  (void)block.release();
   return out;
+}
+
+template <class T>
+Tensor distances_as(const Search& search, int64_t rows, int64_t columns) {
+  const Tensor out = results<T>("hamming_distance", search.queries, rows, columns);
+  agmh::distance(search.task, data<T>(out));
+  return out;
+}
+
+Tensor distance_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t itemsize, int64_t threads) {
+  const Search search(q, x, bits, threads);
+  switch (agmh::distance_type(bits, itemsize)) {
+    case ScalarType::Byte:
+      return distances_as<uint8_t>(search, q.size(0), x.size(0));
+    case ScalarType::UInt16:
+      return distances_as<uint16_t>(search, q.size(0), x.size(0));
+    default:
+      return distances_as<int32_t>(search, q.size(0), x.size(0));
+  }
 }
 
 std::tuple<Tensor, Tensor> topk_cpu(const Tensor& q, const Tensor& x, int64_t bits, int64_t k, int64_t max_distance,
@@ -67,8 +98,8 @@ std::tuple<Tensor, Tensor> topk_cpu(const Tensor& q, const Tensor& x, int64_t bi
   search.leave_out(mask);
   STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
   STD_TORCH_CHECK(max_distance >= 0, "max_distance must be at least 0, got ", max_distance);
-  const Tensor distances = agmh::allocate<int32_t>("hamming_topk", q, {q.size(0), k});
-  const Tensor ids = agmh::allocate<int64_t>("hamming_topk", q, {q.size(0), k});
+  const Tensor distances = results<int32_t>("hamming_topk", q, q.size(0), k);
+  const Tensor ids = results<int64_t>("hamming_topk", q, q.size(0), k);
   agmh::topk(search.task, k, static_cast<int>(std::min(max_distance, bits)), data<int32_t>(distances),
              data<int64_t>(ids));
   return {distances, ids};
@@ -142,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tie_scores_cpu(const Tensor& counts, 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(agmh_fast, library) {
-  library.def("hamming_distance(Tensor q, Tensor x, int bits, int threads) -> Tensor");
+  library.def("hamming_distance(Tensor q, Tensor x, int bits, int itemsize, int threads) -> Tensor");
   library.def(
       "hamming_topk(Tensor q, Tensor x, int bits, int k, int max_distance, Tensor? mask, int threads) -> (Tensor, "
       "Tensor)");

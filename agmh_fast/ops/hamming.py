@@ -34,14 +34,20 @@ ranked_histogram_op = Op("hamming_ranked_histogram")
 
 
 @numpy_in_numpy_out
-def hamming_distance(q: Tensor, x: Tensor, bits: int | None = None, *, impl: str = "auto") -> Tensor:
-    """Number of differing bits of every pair: (Q, N), uint8 for bits <= 255, else uint16.
+def hamming_distance(
+    q: Tensor, x: Tensor, bits: int | None = None, *, dtype: torch.dtype | None = None, impl: str = "auto"
+) -> Tensor:
+    """Number of differing bits of every pair: (Q, N), of `dtype`, by default uint8 for bits <= 255, else uint16.
 
     q (Q, ceil(bits / 8)) and x (N, ceil(bits / 8)): packed uint8 codes on one device; bits: 1..4096, by default 8 a
-    byte. Raises InputError for other shapes and types and, on CPUs, set padding bits (on GPUs they are ignored).
+    byte; dtype: torch.uint8 (bits <= 255), torch.uint16 or torch.int32, for arrays too. Raises InputError for other
+    shapes and types and, on CPUs, set padding bits (on GPUs they are ignored).
     """
     q, x, bits = _check_pair(q, x, bits)
-    return distance_op(q, x, bits, impl=impl)
+    fitting = (torch.uint8, torch.uint16, torch.int32)[bits > 255 :]
+    names = ", ".join(map(str, fitting))
+    require(dtype is None or dtype in fitting, f"dtype must be one of {names} for {bits} bits, got {dtype}")
+    return distance_op(q, x, bits, dtype or fitting[0], impl=impl)
 
 
 @numpy_in_numpy_out
@@ -239,8 +245,8 @@ def _cuda_ranking_obstacle(
 
 @distance_op.register("cpu", obstacle=_cpu_obstacle)
 @distance_op.register("cuda", obstacle=_cuda_obstacle)
-def _distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
-    return torch.ops.agmh_fast.hamming_distance(q, x, bits, get_num_threads())
+def _distance(q: Tensor, x: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    return torch.ops.agmh_fast.hamming_distance(q, x, bits, dtype.itemsize, get_num_threads())
 
 
 @topk_op.register("cpu", obstacle=_cpu_obstacle)
@@ -299,8 +305,9 @@ def _describe() -> None:
     """Shapes and dtypes of the compiled ops, for torch.compile."""
 
     @torch.library.register_fake("agmh_fast::hamming_distance")
-    def distance(q: Tensor, x: Tensor, bits: int, threads: int) -> Tensor:
-        return q.new_empty(q.shape[0], x.shape[0], dtype=torch.uint8 if bits <= 255 else torch.uint16)
+    def distance(q: Tensor, x: Tensor, bits: int, itemsize: int, threads: int) -> Tensor:
+        dtype = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}[itemsize]
+        return q.new_empty(q.shape[0], x.shape[0], dtype=dtype)
 
     @torch.library.register_fake("agmh_fast::hamming_topk")
     def topk(

@@ -21,10 +21,10 @@ _CHUNK_BITS = 1 << 26
 _NO_KEY = 2**63 - 1
 
 
-def hamming_distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
-    out = q.new_empty(q.shape[0], x.shape[0], dtype=torch.uint8 if bits <= 255 else torch.uint16)
+def hamming_distance(q: Tensor, x: Tensor, bits: int, dtype: torch.dtype = torch.int16) -> Tensor:
+    out = q.new_empty(q.shape[0], x.shape[0], dtype=dtype)
     for queries, items, distances in _chunks(q, x, bits):
-        out[queries, items] = distances.to(out.dtype)
+        out[queries, items] = distances.to(dtype)
     return out
 
 
@@ -90,7 +90,7 @@ def hamming_stable_ranking(
     rows = max(1, _CHUNK_PAIRS // count)
     for start in range(0, q.shape[0], rows):
         queries = slice(start, min(start + rows, q.shape[0]))
-        order = hamming_distance(q[queries], x, bits).to(torch.int16).sort(dim=1, stable=True).indices
+        order = hamming_distance(q[queries], x, bits).sort(dim=1, stable=True).indices
         relevant = _relevant(labels_q[queries], labels_x).gather(1, order)
         so_far = relevant.cumsum(1)
         sums[queries] = (so_far / rank * relevant)[:, :k].sum(1)

@@ -15,12 +15,12 @@ from agmh_fast.reference.codes import unpack_bits
 NO_DISTANCE = 2**31 - 1
 
 
-def hamming_distance(q: Tensor, x: Tensor, bits: int) -> Tensor:
-    """Number of differing bits of every pair: (Q, N), uint8 for bits <= 255, else uint16."""
+def hamming_distance(q: Tensor, x: Tensor, bits: int, dtype: torch.dtype = torch.int32) -> Tensor:
+    """Number of differing bits of every pair: (Q, N)."""
     items = unpack_bits(x, bits)
     rows = [(items != query).sum(1) for query in unpack_bits(q, bits)]
     matrix = torch.stack(rows) if rows else torch.zeros(0, len(x), dtype=torch.int64, device=x.device)
-    return matrix.to(torch.uint8 if bits <= 255 else torch.uint16)
+    return matrix.to(dtype)
 
 
 def hamming_topk(
@@ -30,7 +30,7 @@ def hamming_topk(
     distances = torch.full((len(q), k), NO_DISTANCE, dtype=torch.int32, device=x.device)
     ids = torch.full((len(q), k), -1, dtype=torch.int64, device=x.device)
     limit = bits if max_distance is None else max_distance
-    for row, query in enumerate(hamming_distance(q, x, bits).int()):
+    for row, query in enumerate(hamming_distance(q, x, bits)):
         nearest, order = query.sort(stable=True)
         found = (nearest <= limit) & _kept(mask, row)[order] if mask is not None else nearest <= limit
         count = min(int(found.sum()), k)
@@ -44,7 +44,7 @@ def hamming_range(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All items within `radius`, inclusive: lims (Q + 1,) int64; query i has entries lims[i] to lims[i + 1]."""
     distances, ids, lims = [], [], [0]
-    for row, query in enumerate(hamming_distance(q, x, bits).int()):
+    for row, query in enumerate(hamming_distance(q, x, bits)):
         nearest, order = query.sort(stable=True)
         within = (nearest <= radius) & _kept(mask, row)[order] if mask is not None else nearest <= radius
         distances.append(nearest[within])
@@ -71,7 +71,7 @@ def hamming_stable_ranking(
     """Precision summed over relevant items of rank <= k, (Q,) float64; relevant items by each cutoff, (Q, c) int64."""
     sums = torch.zeros(len(q), dtype=torch.float64, device=x.device)
     counts = torch.zeros(len(q), len(cutoffs), dtype=torch.int64, device=x.device)
-    for row, query in enumerate(hamming_distance(q, x, bits).int()):
+    for row, query in enumerate(hamming_distance(q, x, bits)):
         relevant = is_relevant(labels_q[row], labels_x)[query.sort(stable=True).indices]
         precision = relevant.cumsum(0).double() / torch.arange(1, len(x) + 1, device=x.device)
         sums[row] = precision[:k][relevant[:k]].sum()

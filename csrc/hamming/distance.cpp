@@ -15,6 +15,15 @@ void for_each_block(const Task& task, const Scan& scan) {
   });
 }
 
+template <class Out>
+void widened(const Task& task, Out* out) {
+  for_each_block(task, [&](Range queries, Range items) {
+    scan_tiles(task, queries, items, [&](int64_t query, int64_t first, const int16_t* distances, int count) {
+      std::copy(distances, distances + count, out + query * task.size() + first);
+    });
+  });
+}
+
 }  // namespace
 
 void distance(const Task& task, uint8_t* out) {
@@ -28,13 +37,8 @@ void distance(const Task& task, uint8_t* out) {
   });
 }
 
-void distance(const Task& task, uint16_t* out) {
-  for_each_block(task, [&](Range queries, Range items) {
-    scan_tiles(task, queries, items, [&](int64_t query, int64_t first, const int16_t* distances, int count) {
-      std::copy(distances, distances + count, out + query * task.size() + first);
-    });
-  });
-}
+void distance(const Task& task, uint16_t* out) { widened(task, out); }
+void distance(const Task& task, int32_t* out) { widened(task, out); }
 
 void distance_loop(const Task& task) {
   for_each_block(task, [&](Range queries, Range items) {

@@ -68,6 +68,7 @@ struct Labels {
 // (queries, size) matrix; uint8_t needs bits <= 255. No mask.
 void distance(const Task& task, uint8_t* out);
 void distance(const Task& task, uint16_t* out);
+void distance(const Task& task, int32_t* out);
 
 // Computes every distance and keeps none beyond the tile it belongs to: what comparing codes one by one costs by
 // itself, for benches to measure results against.

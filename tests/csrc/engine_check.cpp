@@ -143,12 +143,15 @@ void check_matrix(const Case& c) {
   const int64_t n = c.task.size();
   auto wide = garbage<uint16_t>(c.queries.count * n);
   auto narrow = garbage<uint8_t>(c.queries.count * n);
+  auto whole = garbage<int32_t>(c.queries.count * n);
   agmh::distance(c.task, wide.data());
+  agmh::distance(c.task, whole.data());
   if (c.task.bits <= 255) agmh::distance(c.task, narrow.data());
   for (int64_t i = 0; i < c.queries.count; ++i)
     for (int64_t p = 0; p < n; ++p) {
       const int distance = c.queries.distance(i, c.items, c.task.row_of(p));
       CHECK(wide[static_cast<size_t>(i * n + p)] == distance);
+      CHECK(whole[static_cast<size_t>(i * n + p)] == distance);
       CHECK(c.task.bits > 255 || narrow[static_cast<size_t>(i * n + p)] == distance);
     }
 }

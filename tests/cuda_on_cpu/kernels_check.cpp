@@ -27,8 +27,8 @@ void check_distance(int bits, int64_t q, int64_t n) {
   task.queries = queries.codes();
   task.items = items.codes();
   agmh::distance(task, expected.data());
-  CHECK(agmh::cuda::distance(query_words.data(), item_words.data(), q, n, (bits + 63) / 64, sizeof(Out) == 2,
-                             out.data(), nullptr) == 0);
+  CHECK(agmh::cuda::distance(query_words.data(), item_words.data(), q, n, (bits + 63) / 64, sizeof(Out), out.data(),
+                             nullptr) == 0);
   CHECK(out == expected);
 }
 
@@ -37,6 +37,7 @@ void check_distances() {
     for (const int64_t q : {0, 1, 3, 9, 40}) {
       for (const int bits : {1, 33, 64, 128, 255}) check_distance<uint8_t>(bits, q, n);
       for (const int bits : {256, 600, 4096}) check_distance<uint16_t>(bits, q, n);
+      for (const int bits : {64, 600}) check_distance<int32_t>(bits, q, n);
     }
 }
 

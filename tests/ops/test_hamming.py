@@ -52,6 +52,8 @@ def _calls(q, x, bits, k, radius):
         lambda impl: hamming.hamming_range(q, x, radius, bits, mask=shared, impl=impl),
         lambda impl: hamming.hamming_range(q, x, radius, bits, mask=each, impl=impl),
         lambda impl: hamming.hamming_distance(q, x, bits, impl=impl),
+        lambda impl: hamming.hamming_distance(q, x, bits, dtype=torch.uint16, impl=impl),
+        lambda impl: hamming.hamming_distance(q, x, bits, dtype=torch.int32, impl=impl),
         lambda impl: hamming.hamming_topk(q, x, k, bits, impl=impl),
         lambda impl: hamming.hamming_range(q, x, radius, bits, impl=impl),
         lambda impl: hamming.hamming_histogram(q, x, bits=bits, impl=impl),
@@ -269,6 +271,32 @@ def test_distance_types():
     farthest = hamming.hamming_distance(q, 255 - q)
     assert farthest.dtype == torch.uint16
     assert farthest.tolist() == [[256]]
+    assert hamming.hamming_distance(q, q, dtype=torch.int32).dtype == torch.int32
+    assert hamming.hamming_distance(q.numpy(), q.numpy(), dtype=torch.int32).dtype == np.int32
+    for bits, itemsize in ((256, 1), (48, 3), (48, 8)):
+        with pytest.raises(RuntimeError, match="itemsize must be"):
+            torch.ops.agmh_fast.hamming_distance(_codes(1, bits), _codes(1, bits), bits, itemsize, 1)
+
+
+def test_memory_of_large_results_is_used_again():
+    q, x = _codes(50, 48), _codes(100_000, 48)
+    expected = hamming.hamming_topk(q[:5], x, 100, 48)
+    for call in (
+        lambda: hamming.hamming_distance(q, x, 48),
+        lambda: hamming.hamming_distance(q, x, 48, dtype=torch.int32),
+        lambda: hamming.hamming_topk(q, x, 20_000, 48)[1],
+    ):
+        first = call()
+        assert first.is_contiguous()
+        assert first.untyped_storage().nbytes() >= 4 << 20
+        view, address, kept = first[7:9], first.data_ptr(), first.clone()
+        del first
+        second = call()
+        assert second.data_ptr() != address  # a view keeps it
+        assert torch.equal(view, kept[7:9])
+        del second, view
+        assert torch.equal(call(), kept)
+    assert all(torch.equal(a, b) for a, b in zip(hamming.hamming_topk(q[:5], x, 100, 48), expected, strict=True))
 
 
 @pytest.mark.parametrize("op", [op.name for op in hamming.OPS])
@@ -276,7 +304,7 @@ def test_opcheck(op):
     q, x = _codes(3, 48), _codes(20, 48)
     labels, mask = (torch.randint(3, (3,)), torch.randint(3, (20,))), torch.rand(3, 20) < 0.5
     arguments = {
-        "hamming_distance": [(q, x, 48, 1), (_codes(2, 300), _codes(4, 300), 300, 1)],
+        "hamming_distance": [(q, x, 48, 1, 1), (_codes(2, 300), _codes(4, 300), 300, 2, 1), (q, x, 48, 4, 1)],
         "hamming_topk": [(q, x, 48, 25, 48, None, 1), (q, x, 48, 4, 30, mask, 1), (q, x, 48, 4, 30, mask[0], 1)],
         "hamming_range": [(q, x, 48, 20, None, 1), (q, x, 48, 20, mask, 1)],
         "hamming_histogram": [(q, x, 48, None, None, 1), (q, x, 48, *labels, 1)],
@@ -335,6 +363,8 @@ def test_cuda_distances(bits):
     assert torch.equal(
         hamming.hamming_distance(q, x, bits, impl="cuda").cpu(), hamming.hamming_distance(q.cpu(), x.cpu(), bits)
     )
+    whole = hamming.hamming_distance(q, x, bits, dtype=torch.int32, impl="cuda")
+    assert torch.equal(whole.cpu(), hamming.hamming_distance(q.cpu(), x.cpu(), bits, dtype=torch.int32))
 
 
 def _bad(**changes):
@@ -356,6 +386,8 @@ def _bad(**changes):
         (lambda: hamming.hamming_distance(**_bad(q=torch.ones(2, 6, device="meta").byte())), "q is on meta, x on cpu"),
         (lambda: hamming.hamming_distance(**_bad(bits=40)), "must have 5 bytes"),
         (lambda: hamming.hamming_distance(**_bad(bits=0)), "bits must be"),
+        (lambda: hamming.hamming_distance(**_bad(dtype=torch.int64)), "dtype must be one of torch.uint8"),
+        (lambda: hamming.hamming_distance(**_bad(dtype=np.uint8)), "dtype must be one of torch.uint8"),
         (lambda: hamming.hamming_distance(**_bad(bits=48.0)), "bits must be"),
         (
             lambda: hamming.hamming_distance(**_bad(x=torch.full((5, 6), 255, dtype=torch.uint8), bits=47)),

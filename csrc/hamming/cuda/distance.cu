@@ -61,10 +61,10 @@ int launch_as(const void* query_rows, const void* item_rows, int64_t queries, in
 
 }  // namespace
 
-int distance(const void* query_rows, const void* item_rows, int64_t queries, int64_t items, int words, bool wide,
+int distance(const void* query_rows, const void* item_rows, int64_t queries, int64_t items, int words, int itemsize,
              void* out, void* stream) {
-  return wide ? launch_as<uint16_t>(query_rows, item_rows, queries, items, words, out, stream)
-              : launch_as<uint8_t>(query_rows, item_rows, queries, items, words, out, stream);
+  const auto launch = itemsize == 1 ? launch_as<uint8_t> : itemsize == 2 ? launch_as<uint16_t> : launch_as<int32_t>;
+  return launch(query_rows, item_rows, queries, items, words, out, stream);
 }
 
 }  // namespace agmh::cuda

@@ -11,8 +11,8 @@
 namespace agmh::cuda {
 
 // Distances of all pairs of `queries` codes and `items` codes of `words` 64-bit words each, rows adjoining and 8-byte
-// aligned: out is (queries, items), uint16_t if `wide`, else uint8_t.
-int distance(const void* query_rows, const void* item_rows, int64_t queries, int64_t items, int words, bool wide,
+// aligned: out is (queries, items) of uint8_t, uint16_t or int32_t, as its element's 1, 2 or 4 bytes say.
+int distance(const void* query_rows, const void* item_rows, int64_t queries, int64_t items, int words, int itemsize,
              void* out, void* stream);
 
 // 32-bit words of a row in a DeviceTask.
