@@ -17,6 +17,10 @@ SOURCES := $(shell find csrc tests/cuda_on_cpu -type f -name '*.cpp' -o -name '*
 # What a failed step has half made must not pass for done the next time.
 .DELETE_ON_ERROR:
 
+# Processes that `make test` divides its files among. Threads of OpenMP must not spin where several share the cores.
+TEST_JOBS ?= 1
+PARALLEL := $(if $(filter-out 1,$(TEST_JOBS)),OMP_WAIT_POLICY=passive)
+DIVIDED := $(if $(filter-out 1,$(TEST_JOBS)),-n $(TEST_JOBS) --dist loadfile)
 # Seconds that `make fuzz` gives each of its targets, and the number that it starts from.
 FUZZ_SECONDS ?= 60
 FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
@@ -29,7 +33,7 @@ demo: $(VENV)/.built
 	$(VENV)/bin/agmh-fast demo
 
 test: $(VENV)/.built $(VENV)/.oldest-triton
-	$(PY) -m pytest -q
+	$(PARALLEL) $(PY) -m pytest -q $(DIVIDED)
 
 lint: $(VENV)/.built
 	$(PY) -m ruff check .

@@ -27,10 +27,12 @@ class Command:
 
 
 def print_json(value: object) -> None:
+    """Plain numbers, strings, lists and dicts, as a program reads them."""
     print(json.dumps(value, indent=2))
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option --json."""
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 
