@@ -15,6 +15,7 @@ from engines import served_by
 import agmh_fast as af
 from agmh_fast.search import peers
 from agmh_fast.search.merging import CANDIDATE_BYTES
+from agmh_fast.search.streamed_engine import StreamedEngine
 
 
 def group_of(size: int, backend: str = "gloo") -> dist.ProcessGroup | None:
@@ -130,6 +131,26 @@ def save_everywhere(rank: int, sizes: tuple[int, ...], folder: str) -> None:
                 loaded.add(query[rank : rank + 1])
                 whole.add(query[:size])
                 same(loaded.search(query, 30), whole.search(query, 30))
+
+
+def load_streamed(rank: int, folder: str) -> None:
+    """What two ranks saved, searched in pieces on one, two and three."""
+    for size in (1, 2, 3):
+        group_of(size)
+    if rank < 2:
+        whole, sharded, _ = both(rank, 2, 20, 3000, 7, ids=True)
+        sharded.save(Path(folder, "saved"))
+    dist.barrier()
+    query = codes_of(np.random.default_rng(6), 4, 20)
+    for size in (1, 2, 3):
+        if rank < size:
+            whole, _, _ = both(rank, size, 20, 3000, 7, ids=True)
+            with served_by("streamed"):
+                loaded = af.ShardedHammingIndex.load(Path(folder, "saved"), group=group_of(size), device_memory=999)
+            assert isinstance(loaded.shard._engine, StreamedEngine)
+            assert loaded.shard._engine.mapped == (size == 2)
+            same(loaded.search(query, 30), whole.search(query, 30))
+            same(loaded.range_search(query, 5, whole.ids[::2]), whole.range_search(query, 5, whole.ids[::2]))
 
 
 def shard_a_plain_index(rank: int, size: int, file: str) -> None:

@@ -85,24 +85,30 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def read_share(
-    folder: str | os.PathLike[str], manifest: Manifest, rank: int, ranks: int, mmap: bool, device: str | torch.device
+    folder: str | os.PathLike[str],
+    manifest: Manifest,
+    rank: int,
+    ranks: int,
+    mmap: bool,
+    device: str | torch.device,
+    device_memory: int | None = None,
 ) -> HammingIndex:
     """A rank's shard: its own file where there are as many as ranks, else an even share of all items, in memory."""
     if len(manifest.shards) == ranks:
-        return _open(folder, manifest, manifest.shards[rank], mmap, device)
+        return _open(folder, manifest, manifest.shards[rank], mmap, device, device_memory)
     share = even_share(sum(shard.items for shard in manifest.shards), rank, ranks)
     codes, ids, offset = [], [], 0
     for shard in manifest.shards:
         own = slice(max(share.start - offset, 0), max(min(share.stop - offset, shard.items), 0))
         if own.start < own.stop:
-            part = _open(folder, manifest, shard, True, "cpu")
+            part = _open(folder, manifest, shard)
             codes.append(part.codes[own])
             ids.append(part.ids[own])
         offset += shard.items
-    index = HammingIndex(manifest.bits, device)
+    index = HammingIndex(manifest.bits)
     if codes:
         index.add(np.concatenate(codes), np.concatenate(ids))
-    return index
+    return index.to(device, device_memory)
 
 
 def even_share(count: int, rank: int, ranks: int) -> slice:
@@ -111,10 +117,15 @@ def even_share(count: int, rank: int, ranks: int) -> slice:
 
 
 def _open(
-    folder: str | os.PathLike[str], manifest: Manifest, shard: Shard, mmap: bool, device: str | torch.device
+    folder: str | os.PathLike[str],
+    manifest: Manifest,
+    shard: Shard,
+    mmap: bool = True,
+    device: str | torch.device = "cpu",
+    device_memory: int | None = None,
 ) -> HammingIndex:
     path = as_path(folder) / shard.file
-    index = HammingIndex.load(path, mmap, device)
+    index = HammingIndex.load(path, mmap, device, device_memory)
     fits = (index.bits, len(index)) == (manifest.bits, shard.items)
     require(fits, f"{str(path)!r} is not the shard that the {MANIFEST} beside it describes")
     return index

@@ -255,9 +255,14 @@ class ShardedHammingIndex:
         all_lims = torch.nn.functional.pad(counts.sum(dim=0).cumsum(dim=0), (1, 0)).to(ids.device)
         return RangeResult(*as_queries(queries, (all_lims, *(torch.cat(parts) for parts in zip(*merged, strict=True)))))
 
-    def to(self, device: str | torch.device) -> ShardedHammingIndex:
-        """The index on `device`, the same kind on every rank: itself if it is there already."""
-        shard, _ = self._peers.together("to", lambda: self._shard.to(device), lambda it: {"device": it.device.type})
+    def to(self, device: str | torch.device, device_memory: int | None = None) -> ShardedHammingIndex:
+        """The index on `device`, the same kind on every rank: itself if it is there already.
+
+        device_memory: as in `HammingIndex.to`, for a rank's own shard.
+        """
+        shard, _ = self._peers.together(
+            "to", lambda: self._shard.to(device, device_memory), lambda it: {"device": it.device.type}
+        )
         if shard is self._shard:
             return self
         moved = copy.copy(self)
@@ -294,16 +299,18 @@ class ShardedHammingIndex:
         device: str | torch.device = "cpu",
         group: ProcessGroup | None = None,
         timeout: float = TIMEOUT,
+        device_memory: int | None = None,
     ) -> ShardedHammingIndex:
         """Open a saved index on any number of ranks.
 
         On as many as saved it every rank opens its own file, mapped if `mmap`, as `HammingIndex.load`. On any other
-        number every rank reads an even share of all items into memory. Raises InputError for damaged or foreign files.
+        number every rank reads an even share of all items into memory. device_memory: as in `HammingIndex.load`, for a
+        rank's own shard. Raises InputError for damaged or foreign files.
         """
         peers = Peers(group, timeout)
         manifest, _ = peers.together("load", lambda: read_manifest(path), lambda read: {"path": read})
         index = cls.__new__(cls)
-        share = (path, manifest, peers.rank, peers.size, mmap, device)
+        share = (path, manifest, peers.rank, peers.size, mmap, device, device_memory)
         index._start(peers, "load", lambda: read_share(*share), manifest.next_id)
         return index
 
@@ -326,9 +333,9 @@ class ShardedHammingIndex:
 
         def take_share() -> HammingIndex:
             share = even_share(len(whole.ids), peers.rank, peers.size)
-            shard = HammingIndex(whole.bits, index.device)
-            shard.add(index.codes[share], whole.ids[share])
-            return shard
+            shard = HammingIndex(whole.bits)
+            shard.add(whole.rows[share, : (whole.bits + 7) // 8], whole.ids[share])
+            return shard.to(index.device, index._device_memory)
 
         sharded = cls.__new__(cls)
         sharded._start(peers, "from_index", take_share, whole.next_id)

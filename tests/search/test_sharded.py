@@ -54,6 +54,10 @@ def test_saved_by_some_ranks_loaded_by_others(four, tmp_path):
     four.run(cases.save_everywhere, SIZES, str(tmp_path))
 
 
+def test_shards_that_do_not_fit_are_streamed(four, tmp_path):
+    four.run(cases.load_streamed, str(tmp_path))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_plain_index_becomes_shards(four, size, tmp_path):
     plain = af.HammingIndex(33)
