@@ -16,7 +16,7 @@ from sanitized import COMPILER, ROOT
 ARCHITECTURES = (80, 86, 90, 100)
 # sm_86 has no instruction of use here that sm_80 lacks: both are assembled from the same code.
 _TARGETS = ["arch=compute_80,code=[sm_80,sm_86]", "arch=compute_90,code=sm_90", "arch=compute_100,code=sm_100"]
-_KERNEL = re.compile(r"\d([a-z_]+_kernel)(?:I((?:L[ib]\d+E|h|t)+)E)?E")
+_KERNEL = re.compile(r"\d([a-z_]+_kernel)(?:I((?:L[ib]\d+E|h|t|i)+)E)?E")
 
 
 @dataclass(frozen=True)
