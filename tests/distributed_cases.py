@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from interruptions import Stopper
 from patterns import patterns
 from torch import nn
@@ -58,6 +59,22 @@ def trained(rank: int, config: TrainConfig, dtype: torch.dtype, stop: int | None
     ]
     maps = [row.get("map") for row in result.history]
     return {"history": rows, "maps": maps, "codes": result.state.codes, "model": dict(result.model.state_dict())}
+
+
+def all_reduced(rank: int, config: TrainConfig) -> int:
+    """Bytes that a run hands to all_reduce, but for the gradients, which DistributedDataParallel sums by itself."""
+    all_reduce, seen = dist.all_reduce, []
+
+    def counted(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        seen.append(tensor.nbytes)
+        return all_reduce(tensor, *args, **options)
+
+    dist.all_reduce = counted
+    try:
+        fit(config, patterns(), made(torch.float32), silent)
+    finally:
+        dist.all_reduce = all_reduce
+    return sum(seen)
 
 
 def trained_in(rank: int, config: TrainConfig, folder: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from command_line import ENVIRONMENT
 from ranks import ranks
+from torch.nn import BatchNorm2d
 
 from agmh_fast import InputError
 from agmh_fast.data.base import share
@@ -65,6 +66,18 @@ def test_a_stopped_run_of_two_ranks_goes_on_bit_for_bit(two, make_config, tmp_pa
     assert torch.equal(parts["codes"], whole["codes"])
     for name, value in parts["model"].items():
         assert torch.equal(value, whole["model"][name]), name
+
+
+def test_what_is_all_reduced_is_what_the_docs_say(two, make_config):
+    """The table of docs/training.md, for 2 outer iterations of 2 epochs of 4 steps."""
+    m, n, queries, bits, groups, row = 14, 18, 6, 12, 3, 2
+    descriptors, channels, slots = 2, 8, 4
+    norms = [module.num_features for module in cases.made(torch.float32).modules() if isinstance(module, BatchNorm2d)]
+    a_step = sum(4 * (2 * c + 1) + 8 * c for c in norms)
+    a_step += 8 * (descriptors * slots**2 + descriptors * slots + 1) + 4 * descriptors * channels * (slots + 1)
+    an_iteration = 8 * bits * (groups + bits) + 4 * m * bits + n * row
+    expected = 16 * a_step + 4 * 24 + 2 * an_iteration + 2 * queries * row
+    assert two.run(cases.all_reduced, make_config()) == [expected, expected]
 
 
 def test_only_the_first_rank_writes(two, make_config, tmp_path):
