@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import miniatures
 import numpy as np
@@ -20,6 +21,7 @@ from interruptions import files_of_at_most
 import agmh_fast as af
 from agmh_fast import train
 from agmh_fast.cli import main
+from agmh_fast.cli.reports import score_figures
 from agmh_fast.train.encoded import Encoder
 
 TRAIN = (
@@ -256,7 +258,7 @@ def test_evaluate_runs(folder, capsys):
     code, out, _ = run(capsys, "evaluate runs --model final")
     assert code == 0
     assert "runs/4bits: 4 bits, final model, after iteration 1, selected by last" in out
-    assert "mAP       4 bits      12 bits" in out
+    assert "\nmAP               4 bits    12 bits\nstable " in out
 
 
 def test_visualize(folder, capsys):
@@ -278,3 +280,12 @@ def test_a_run_on_grey_words_encodes_no_files(folder, capsys, monkeypatch):
     assert run(capsys, f"{line} --bits 4 --output words")[0] == 0
     require_mistake(capsys, "encode words images --output y", "takes the images of 'fonts', not image files")
     assert run(capsys, "visualize words --output pictures")[0] == 0
+
+
+def test_lengths_side_by_side_are_one_line_and_a_run_alone_has_its_name():
+    curve = SimpleNamespace(precision=np.ones(3), recall=np.ones(3))
+    runs = {"cub/12bits": 12, "cub/24bits": 24, "other": 12, "again/12bits": 12, "again/b": 12}
+    scored = {name: {"stable": SimpleNamespace(bits=bits, map=0.5, pr_curve=curve)} for name, bits in runs.items()}
+    lines = score_figures(scored)["map_by_bits"].axes[0].get_lines()  # type: ignore[arg-type]
+    found = {line.get_label(): list(line.get_xdata()) for line in lines}
+    assert found == {"cub": [12, 24], "other": [12], "again/12bits": [12], "again/b": [12]}

@@ -86,9 +86,9 @@ def _evaluate_runs(args: argparse.Namespace) -> None:
         )
         _print_scores(result.scores)
         print()
-    print("mAP" + "".join(f"{result.bits:>8} bits" for result in results))
+    print(f"{'mAP':<13}" + "".join(f"{f'{result.bits} bits':>11}" for result in results))
     for ties in results[0].scores:
-        print(f"{ties:<13}" + "  ".join(f"{result.scores[ties].map:.4f}" for result in results))
+        print(f"{ties:<13}" + "".join(f"{result.scores[ties].map:11.4f}" for result in results))
 
 
 def _plain(scores: Scores) -> dict[str, Any]:

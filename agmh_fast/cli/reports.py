@@ -42,11 +42,15 @@ def score_figures(scored: Scored) -> dict[str, Figure]:
     firsts = {name: scores["stable"] for name, scores in scored.items()}
     curves = {name: (score.pr_curve.precision, score.pr_curve.recall) for name, score in firsts.items()}
     figures = {"precision_recall": viz.precision_recall_curves(curves)}
-    series: dict[str, dict[int, float]] = {}
+    lines: dict[str, dict[int, str]] = {}
     for name, score in firsts.items():
         # The lengths of one training lie side by side: a line for each such folder.
         folder = os.path.dirname(name) or "."
-        series.setdefault(name if score.bits in series.get(folder, {}) else folder, {})[score.bits] = score.map
+        lines.setdefault(name if score.bits in lines.get(folder, {}) else folder, {})[score.bits] = name
+    series = {
+        folder if len(runs) > 1 else next(iter(runs.values())): {bits: firsts[run].map for bits, run in runs.items()}
+        for folder, runs in lines.items()
+    }
     if len({score.bits for score in firsts.values()}) > 1:
         figures["map_by_bits"] = viz.map_by_bits(series)
     return figures

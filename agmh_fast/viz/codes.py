@@ -82,6 +82,9 @@ def code_scatter(codes: Any, labels: Any, class_names: Sequence[str], projection
     dress(axes, title)
     axes.set_xlabel(names[0], color=MUTED)
     axes.set_ylabel(names[1], color=MUTED)
+    if projection == "tsne":
+        # Distances in it mean nothing.
+        axes.tick_params(labelbottom=False, labelleft=False)
     return figure
 
 
