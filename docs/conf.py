@@ -4,6 +4,7 @@ copied, so that a link works here and there.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -30,11 +31,18 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
+maximum_signature_line_length = 90
 myst_heading_anchors = 3
 
 
 def _plain(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are plain text with code in backticks; what else reStructuredText would take for markup is text."""
+    """Docstrings are plain text with code in backticks; what else reStructuredText would take for markup is text.
+
+    Settings that say what they are (`agmh_fast.train.TrainConfig`) are listed.
+    """
+    if dataclasses.is_dataclass(obj):
+        settings = [field for field in dataclasses.fields(obj) if "help" in field.metadata]
+        lines += ["", *(f"- `{field.name}`: {field.metadata['help']}" for field in settings)]
     parts = re.split(r"(`[^`]*`)", "\n".join(lines))
     parts[::2] = [re.sub(r"([*|\\_])", r"\\\1", part) for part in parts[::2]]
     # Of code only names may become links.
