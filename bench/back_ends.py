@@ -11,14 +11,22 @@ import torch
 _VARIABLE = "AGMH_FAST_CUDA_ISA"
 
 
-def has_bmma(device: torch.device) -> bool:
-    """Whether the device's tensor cores multiply bits."""
-    return device.type == "cuda" and (8, 0) <= torch.cuda.get_device_capability(device) <= (9, 0)
+def sieves(device: torch.device) -> list[str]:
+    """The back ends with tensor cores that the device has."""
+    if device.type != "cuda":
+        return []
+    capability = torch.cuda.get_device_capability(device)
+    return [
+        *(["bmma"] if (8, 0) <= capability <= (9, 0) else []),
+        *(["imma"] if capability >= (8, 0) else []),
+    ]
 
 
 @contextlib.contextmanager
 def back_end(name: str) -> Iterator[None]:
-    """Have searches use "popc", population counts alone, or "bmma", tensor cores that sift first."""
+    """Have searches use "popc", population counts alone, or tensor cores that sift first: "bmma" of bits, "imma" of
+    signs.
+    """
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = name
     try:

@@ -7,7 +7,6 @@ shapes: what compute-sanitizer is to look at.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from attention_cases import make_features, make_params, with_own_statistics
-from back_ends import back_end, has_bmma
+from back_ends import back_end, sieves
 
 import agmh_fast.functional as af
 from agmh_fast.train import HashingState
@@ -138,12 +137,13 @@ def hamming(device: torch.device) -> Iterator[Case]:
 
         many = torch.randint(0, 256, (9000, width), dtype=torch.uint8, device=device)
 
-        def sift(impl: str, q: Tensor = q, many: Tensor = many) -> list[Tensor]:
-            asked = impl == "cuda" and has_bmma(q.device)
-            with back_end("bmma") if asked else contextlib.nullcontext():
-                return list(af.hamming_topk(q, many, 2, impl=impl))
+        for name in sieves(device) or ["popc"]:
 
-        yield "hamming_topk", (q, many), sift
+            def sift(impl: str, name: str = name, q: Tensor = q, many: Tensor = many) -> list[Tensor]:
+                with back_end(name):
+                    return list(af.hamming_topk(q, many, 2, impl=impl))
+
+            yield "hamming_topk", (q, many), sift
 
 
 def main() -> int:

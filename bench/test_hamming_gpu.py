@@ -12,7 +12,7 @@ import functools
 
 import pytest
 import torch
-from back_ends import has_bmma
+from back_ends import sieves
 from contest import Side, cases
 from hamming_contest import argsort_precision, side_of
 from hamming_gpu import (
@@ -63,21 +63,25 @@ def _free_memory() -> int:
 @cases("bits", [32, 64, 128, 256, 1024])
 def test_back_ends(contest, bits):
     """From how many queries on sifting pays, which csrc/hamming/cuda/backend.h is to say."""
-    if not has_bmma(DEVICE):
-        pytest.skip("this GPU has no products of bits")
-    items = scaled(10 * MILLION)
+    rivals = sieves(DEVICE)
+    if not rivals:
+        pytest.skip("this GPU's tensor cores multiply neither bits nor bytes")
+    items, sides = scaled(10 * MILLION), {}
     _free_memory()
-    x, sides = database(bits, items, DEVICE), {}
+    x = database(bits, items, DEVICE)
     numbers = (1000, 256, 64, 16, 4)
     for queries in numbers:
         q = random_rows(queries, bits, 1, DEVICE)
-        for name in ("bmma", "popc"):
+        for name in (*rivals, "popc"):
             peer = by_back_end(x, bits, 100, name)
             assert_exact(peer.search(q), q, x, bits, 100)
             sides[f"{name}, Q={queries}"] = side_of(peer, q)
     contest(
         sides, Work.search(numbers[0], items, bits, numbers[0] * 100),
-        figures=lambda medians: {f"speedup, Q={q}": medians[f"popc, Q={q}"] / medians[f"bmma, Q={q}"] for q in numbers},
+        figures=lambda medians: {
+            f"speedup by {name}, Q={q}": medians[f"popc, Q={q}"] / medians[f"{name}, Q={q}"]
+            for name in rivals for q in numbers
+        },
         bits=bits, items=items, k=100,
     )  # fmt: skip
 

@@ -52,11 +52,25 @@ T reduce(const char* what, unsigned mask, const T& mine, const Place& place, Joi
   return all;
 }
 
-// mma.m16n8k128 (two and one registers) and mma.m16n8k256 (four and two) of .b1 with .and.popc, as the PTX manual lays
-// out their fragments: a is row by row in `a`, b column by column in `b`, 32 columns of a or rows of b in a register.
-template <int kOfA, int kOfB>
-void multiply_bits(int (&d)[4], const uint32_t (&a)[kOfA], const uint32_t (&b)[kOfB], const int (&c)[4],
-                   const Place& place = Place::current()) {
+// What a product does with two words: counts the bits that both have, or multiplies their signed bytes.
+struct Bits {
+  static int multiply(uint32_t a, uint32_t b) { return std::popcount(a & b); }
+};
+struct Bytes {
+  static int multiply(uint32_t a, uint32_t b) {
+    int sum = 0;
+    for (int shift = 0; shift < 32; shift += 8)
+      sum += static_cast<int8_t>(a >> shift) * static_cast<int8_t>(b >> shift);
+    return sum;
+  }
+};
+
+// mma.m16n8k128 (two and one registers) and mma.m16n8k256 (four and two) of .b1 with .and.popc, mma.m16n8k32 of .s8, as
+// the PTX manual lays out their fragments: lane 4 g + t has words t and t + 4 of rows g and g + 8 of `a` and of column
+// g of `b`, and the entries of these rows at columns 2 t and 2 t + 1.
+template <class Kind, int kOfA, int kOfB>
+void multiply(int (&d)[4], const uint32_t (&a)[kOfA], const uint32_t (&b)[kOfB], const int (&c)[4],
+              const Place& place = Place::current()) {
   struct Fragments {
     uint32_t a[kOfA], b[kOfB];
   } mine;
@@ -64,14 +78,16 @@ void multiply_bits(int (&d)[4], const uint32_t (&a)[kOfA], const uint32_t (&b)[k
   std::copy_n(b, kOfB, mine.b);
   const Payload* brought = Block::current().wait_for_warp("mma", ~0u, as_payload(mine), place);
   const int group = lane() / 4, in_group = lane() % 4;
-  std::copy_n(c, 4, d);
+  int sum[4];
+  std::copy_n(c, 4, sum);
   for (int part = 0; part < 4; ++part) {
     const auto of_rows = from_payload<Fragments>(brought[group * 4 + part]);
     for (int column = 0; column < 2; ++column) {
       const auto of_column = from_payload<Fragments>(brought[(2 * in_group + column) * 4 + part]);
-      for (int i = 0; i < kOfA; ++i) d[2 * (i % 2) + column] += std::popcount(of_rows.a[i] & of_column.b[i / 2]);
+      for (int i = 0; i < kOfA; ++i) sum[2 * (i % 2) + column] += Kind::multiply(of_rows.a[i], of_column.b[i / 2]);
     }
   }
+  std::copy_n(sum, 4, d);
 }
 
 }  // namespace cuda_on_cpu

@@ -81,14 +81,17 @@ void check_backends() {
       task.words = words;
       CHECK(backend_for(task, device) == Backend::kPopc);
       CHECK(plan_topk(task, 100, task.bits, device).sift_from == kNever);
-      const bool has = architecture >= 80 && architecture <= 90;
-      CHECK((use_backend("bmma", device) == nullptr) == has);
-      CHECK(device.backend == (has ? Backend::kBmma : Backend::kAutomatic));
-      if (has) {
+      const auto check = [&](const char* name, Backend backend, bool has) {
+        const Backend before = device.backend;
+        CHECK((use_backend(name, device) == nullptr) == has);
+        CHECK(device.backend == (has ? backend : before));
+        if (!has || backend == Backend::kPopc) return;
         const TopkPlan plan = plan_topk(task, 100, task.bits, device);
-        CHECK(plan.sift_from == 200 && plan.growth <= 4);
-      }
-      CHECK(use_backend("popc", device) == nullptr && device.backend == Backend::kPopc);
+        CHECK(plan.backend == backend && plan.sift_from == 200 && plan.growth <= 4);
+      };
+      check("bmma", Backend::kBmma, architecture >= 80 && architecture <= 90);
+      check("imma", Backend::kImma, architecture >= 80);
+      check("popc", Backend::kPopc, true);
     }
 }
 

@@ -28,7 +28,7 @@ MISTAKES = {
     "ties out of order": ("range", "count.cu", "peers & lanes_before()", "peers & ~lanes_before()"),
     "one result too many": ("topk", "count.cu", "(at) < results.end", "(at) <= results.end"),
     "tiles overlap": ("range", "count.cu", "__syncthreads();  // the tile", "// the tile"),
-    "a sieve's limit one too low": ("sifted", "sieve.cuh", "+ group_of_lane()];", "+ group_of_lane()] + 1;"),
+    "a sieve's limit one too low": ("sifted", "sieve.cuh", "starts[query] + counted", "starts[query] + counted + 1"),
     "a chunk sifted too soon": ("topk", "plan.h", "plan.sift_from = 2 * k", "plan.sift_from = 0"),
     "masks of the batch before": ("topk", "plan.h", "task.mask += first * task.mask_stride", "task.mask += 0"),
     "ranks of equal items out of order": (

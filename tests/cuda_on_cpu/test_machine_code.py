@@ -15,9 +15,13 @@ CUDA = ROOT / "csrc/hamming/cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
 # Population counts of a pair, and items of a lane, by the words of a code.
 COUNTS = {1: (1, 4), 2: (2, 4), 4: (3, 2), 8: (4, 1)}
-# Products for 64 queries, that is four for every 8 items, by the words of a code (0: any number): their size and how
-# many the code has. Of 4 words it has those of half a unit, of any number those of a step.
-PRODUCTS = {1: (128, 64), 2: (128, 64), 4: (256, 16), 8: (256, 32), 0: (256, 16)}
+# Products that a sieve's code has, four for every 8 items under way, by whether they are of signs and the words of a
+# code (0: any number): their instruction, and how many. Short codes of bits have those of a unit, others are in loops.
+BITS, SIGNS = r"BMMA\.168(?:128|256)\.AND\.POPC", r"IMMA\.16832\.S8\.S8"
+PRODUCTS = {
+    (0, 1): (BITS, 64), (0, 2): (BITS, 64), (0, 4): (BITS, 16), (0, 8): (BITS, 32), (0, 0): (BITS, 16),
+    (1, 1): (SIGNS, 32), (1, 2): (SIGNS, 16), (1, 4): (SIGNS, 16), (1, 8): (SIGNS, 16), (1, 0): (SIGNS, 16),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +57,20 @@ def test_population_counts_are_as_many_as_were_written(compiled):
     assert seen == 2 * len(COUNTS) * len(ARCHITECTURES)
 
 
-def test_products_of_bits_are_as_many_as_were_written_where_there_are_any(compiled):
+def test_products_are_as_many_as_were_written_where_there_are_any(compiled):
     seen = 0
     for (arch, kernel, arguments), instructions in compiled["append"].instructions().items():
-        products = re.findall(r"\bBMMA\.168(\d+)\.AND\.POPC\b", instructions)
-        assert len(products) == len(re.findall(r"\bBMMA\b", instructions))
+        products = re.findall(r"\b[BI]MMA\b[\w.]*", instructions)
         if kernel != "sift_kernel":
             assert products == []
             continue
-        bits, count = PRODUCTS[int(arguments[2])]
-        assert products == ([str(bits)] * count if arch <= 90 else []), (arch, arguments)
+        form = re.fullmatch(r"Lb([01])ELi(\d)E", arguments)
+        instruction, count = PRODUCTS[int(form[1]), int(form[2])]
+        there = arch <= 90 or instruction == SIGNS
+        assert len(products) == (count if there else 0), (arch, arguments)
+        assert all(re.fullmatch(instruction, product) for product in products)
         # Without products there is nothing.
-        assert arch <= 90 or "LDG" not in instructions
+        assert there or "LDG" not in instructions
         seen += 1
     assert seen == len(PRODUCTS) * len(ARCHITECTURES)
 
@@ -87,7 +93,9 @@ def _launches() -> list[Launch]:
     for bits, words in ((32, 1), (64, 2), (128, 4), (256, 8), (1024, 32)):
         form, of_query = words if words <= 8 else 0, 4 * words
         found.append(Launch("append", "append_kernel", f"Li{form}ELi4E", bits, 32 * of_query))
-        found.append(Launch("append", "sift_kernel", f"Li{form}E", bits, 64 * (of_query + 16)))
+        found += [
+            Launch("append", "sift_kernel", f"Lb{signs}ELi{form}E", bits, 64 * (of_query + 16)) for signs in (0, 1)
+        ]
         for kernel, entry in (("count_kernel", 4), ("emit_kernel", 8)):
             counters = entry * 8 * 8 * (bits + 1)
             near = 8 * of_query + counters <= 72 << 10
@@ -109,14 +117,17 @@ def test_occupancy_is_what_the_readme_says(compiled, tmp_path):
     version = re.search(r"as nvcc (\d+\.\d+) compiles", text)[1]
     if release() != version:
         pytest.skip(f"the table is of nvcc {version}, here is {release()}")
-    launches = sorted(_launches(), key=lambda launch: launch.kernel)
+    launches = sorted(
+        _launches(), key=lambda launch: (launch.kernel, launch.arguments[:3] if launch.kernel == "sift_kernel" else "")
+    )
     usages = {(a, n): compiled[n.source].usage[a, n.kernel, n.arguments] for n in launches for a in ARCHITECTURES}
     asked = [(arch, usage, launch.dynamic, launch.threads) for (arch, launch), usage in usages.items()]
     fit = dict(zip(usages, blocks(tmp_path, asked), strict=True))
     head = ["kernel", "bits", "shared", *(f"sm_{arch}" for arch in ARCHITECTURES)]
     table = [head, ["---"] * len(head)]
     for launch in launches:
-        there = [arch for arch in ARCHITECTURES if launch.kernel != "sift_kernel" or arch <= 90]
+        bits_only = launch.kernel == "sift_kernel" and launch.arguments.startswith("Lb0")
+        there = [arch for arch in ARCHITECTURES if not bits_only or arch <= 90]
         shared = {usages[arch, launch].shared + launch.dynamic for arch in there}
         cells = [
             f"{usages[arch, launch].registers} · {fit[arch, launch]} · {fit[arch, launch] * launch.threads // 32}"
@@ -125,6 +136,7 @@ def test_occupancy_is_what_the_readme_says(compiled, tmp_path):
             for arch in ARCHITECTURES
         ]
         name, bits = launch.kernel.removesuffix("_kernel"), str(launch.bits or "any")
+        name += {"Lb0": " of bits", "Lb1": " of signs"}[launch.arguments[:3]] if name == "sift" else ""
         table.append([f"`{name}`", bits, "–".join(map(str, sorted(shared))), *cells])
     expected = "\n".join(f"| {' | '.join(row)} |" for row in table)
     assert expected in text, f"the table of README.md should be\n{expected}"

@@ -15,10 +15,10 @@ int64_t compare(Search search, int64_t k, int max_distance = agmh::kMaxBits) {
   auto expected_ids = garbage<int64_t>(q * k);
   agmh::topk(search.task(), k, max_distance, expected_distances.data(), expected_ids.data());
   const auto task = search.device_task();
-  for (const Backend backend : {Backend::kPopc, Backend::kBmma}) {
+  for (const Backend backend : {Backend::kPopc, Backend::kBmma, Backend::kImma}) {
     search.device.backend = backend;
     const auto plan = agmh::cuda::plan_topk(task, k, max_distance, search.device);
-    if (backend == Backend::kBmma && (plan.capacity == 0 || plan.sift_from >= plan.walk.places)) continue;
+    if (backend != Backend::kPopc && (plan.capacity == 0 || plan.sift_from >= plan.walk.places)) continue;
     auto distances = garbage<int32_t>(q * k);
     auto ids = garbage<int64_t>(q * k);
     auto scratch = garbage<char>(agmh::cuda::topk_scratch(task, k, max_distance, search.device));
@@ -154,13 +154,13 @@ void check_chunks() {
 // Small buffers, so that most of the walk is sifted. Each query has near items where a sieve may miss them: the first
 // and the last item of a unit, of all, and of the last unit, which is not whole.
 void check_sieve() {
-  for (const int bits : {16, 64, 128, 192, 256, 1024}) {
-    const int64_t unit = 32 * agmh::cuda::lane_items(agmh::cuda::row_words(bits)), n = 20 * unit + 7;
+  for (const int bits : {16, 64, 128, 192, 256, 640}) {
+    const int64_t unit = 32 * agmh::cuda::lane_items(agmh::cuda::row_words(bits)), n = 12 * unit + 7;
     for (const int64_t q : bits == 64 ? std::vector<int64_t>{1, 16, 63, 64, 65} : std::vector<int64_t>{65}) {
       const Rows queries(bits, q, 0, 3000);
       Rows items(bits, n, 0, 3000);
       for (int64_t i = 0; i < q; ++i)
-        for (const int64_t item : {n - 1, 20 * unit, (i + 1) % 20 * unit, (i + 1) % 20 * unit - 1})
+        for (const int64_t item : {n - 1, 12 * unit, (i + 1) % 12 * unit, (i + 1) % 12 * unit - 1})
           if (item >= 0)
             std::copy_n(queries.bytes.begin() + i * queries.stride, queries.stride,
                         items.bytes.begin() + item * items.stride);

@@ -88,7 +88,7 @@ def test_ranking_takes_as_many_cutoffs_as_it_says():
     assert torch.equal(counts.cpu(), hamming.hamming_stable_ranking(q, x, of_q, of_x, cutoffs=range(1, 130))[1])
 
 
-@pytest.mark.parametrize("back_end", ["popc", "bmma"])
+@pytest.mark.parametrize("back_end", ["popc", "bmma", "imma"])
 @pytest.mark.parametrize("bits", [12, 32, 48, 64, 128, 192, 256, 1000, 4096])
 def test_each_back_end_equals_the_cpu_engine(monkeypatch, back_end, bits):
     monkeypatch.setenv("AGMH_FAST_CUDA_ISA", back_end)
@@ -98,7 +98,7 @@ def test_each_back_end_equals_the_cpu_engine(monkeypatch, back_end, bits):
         q, x = _codes(150, bits, 60), _codes(n, bits, distinct)
         q[::3], x[-1], x[-5] = x[torch.arange(0, len(q), 3)], q[1], q[2]
         if back_end == "bmma" and not (8, 0) <= torch.cuda.get_device_capability() <= (9, 0):
-            with pytest.raises(RuntimeError, match="no binary tensor cores"):
+            with pytest.raises(RuntimeError, match="no products of bits"):
                 hamming.hamming_topk(q.cuda(), x.cuda(), 5, bits, impl="cuda")
             return
         for queries, k in ((150, 1), (150, 20), (3, 20), (64, 100)):
@@ -110,7 +110,7 @@ def test_each_back_end_equals_the_cpu_engine(monkeypatch, back_end, bits):
 def test_a_back_end_that_is_not_known_raises(monkeypatch):
     monkeypatch.setenv("AGMH_FAST_CUDA_ISA", "wgmma")
     x = _codes(9, 64, 9).cuda()
-    with pytest.raises(RuntimeError, match="AGMH_FAST_CUDA_ISA=wgmma: choose popc or bmma"):
+    with pytest.raises(RuntimeError, match="AGMH_FAST_CUDA_ISA=wgmma: choose popc, bmma or imma"):
         hamming.hamming_topk(x, x, 2, impl="cuda")
 
 

@@ -70,19 +70,19 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // The same, but only queries that have something near pass by a unit, which tensor cores find out.
-template <int kWords>
+template <bool kSigns, int kWords>
 __global__ void __launch_bounds__(kThreads, 2)
     sift_kernel(DeviceTask task, Walk walk, int64_t first_place, int64_t last_place, Candidates found) {
-#ifndef AGMH_FAST_NO_BMMA
+  if constexpr (!kSigns && !kHasBmma) return;
   uint32_t* queries = dynamic_shared<uint32_t>();
   __shared__ Limits<kSiftQueries> limits;
   const int64_t first_query = static_cast<int64_t>(blockIdx.y) * kSiftQueries;
   const int count = static_cast<int>(smaller<int64_t>(task.query_count - first_query, kSiftQueries));
-  const int pitch = Sieve<kWords>::pitch(task.words);
+  const int pitch = sift_pitch<kWords>(task.words);
   load_queries<kWords>(task, queries, pitch, kSiftQueries, count, [&](int q) { return first_query + q; });
   limits.load(found, first_query, count);
   __syncthreads();
-  SiftedQueries<kWords> sifted(queries, limits.start, task.words);
+  SiftedQueries<kSigns, kWords> sifted(queries, limits.start, task.words);
   for_each_unit<kWords>(walk, first_place, last_place, [&](int64_t first) {
 #pragma unroll 1
     for (unsigned long long near = sift(task, sifted, first); near != 0; near &= near - 1) {
@@ -93,7 +93,6 @@ __global__ void __launch_bounds__(kThreads, 2)
           });
     }
   });
-#endif
 }
 
 // Bitonic, for a power of two of keys.
@@ -149,17 +148,22 @@ void launch_scan(Launcher& launch, Kernel kernel, int queries, int width, const 
 
 }  // namespace
 
-void append(Launcher& launch, const DeviceTask& task, const Walk& walk, int64_t first, int64_t last, bool sifted,
+void append(Launcher& launch, const DeviceTask& task, const Walk& walk, int64_t first, int64_t last, Backend backend,
             const Candidates& found, const Device& device) {
   with_width(task.words, [&](auto words) {
     constexpr int kWords = decltype(words)::value;
-    const int width = query_words<kWords>(task.words), pitch = Sieve<kWords>::pitch(task.words);
-    if (sifted)
-      launch_scan(launch, sift_kernel<kWords>, kSiftQueries, pitch, task, walk, first, last, found, device);
+    const auto scan = [&](auto* kernel, int queries, int width) {
+      launch_scan(launch, kernel, queries, width, task, walk, first, last, found, device);
+    };
+    const int width = query_words<kWords>(task.words), pitch = sift_pitch<kWords>(task.words);
+    if (backend == Backend::kBmma)
+      scan(sift_kernel<false, kWords>, kSiftQueries, pitch);
+    else if (backend == Backend::kImma)
+      scan(sift_kernel<true, kWords>, kSiftQueries, pitch);
     else if (task.query_count < 4)
-      launch_scan(launch, append_kernel<kWords, 1>, kAppendQueries, width, task, walk, first, last, found, device);
+      scan(append_kernel<kWords, 1>, kAppendQueries, width);
     else
-      launch_scan(launch, append_kernel<kWords, 4>, kAppendQueries, width, task, walk, first, last, found, device);
+      scan(append_kernel<kWords, 4>, kAppendQueries, width);
   });
 }
 

@@ -28,8 +28,8 @@ struct Candidates {
   int capacity = 0;
 };
 
-// Scans the places [first, last) of the walk; if `sifted`, tensor cores first look which queries have anything near.
-void append(Launcher& launch, const DeviceTask& task, const Walk& walk, int64_t first, int64_t last, bool sifted,
+// Scans the places [first, last) of the walk. But for kPopc tensor cores first look which queries have anything near.
+void append(Launcher& launch, const DeviceTask& task, const Walk& walk, int64_t first, int64_t last, Backend backend,
             const Candidates& found, const Device& device);
 
 // Sorts what was appended, keeps k keys and lowers the bounds.

@@ -23,10 +23,16 @@ int current_device(Device& device) {
 
 const char* use_backend(const char* name, Device& device) {
   const std::string_view named(name);
-  if (named != "popc" && named != "bmma") return "choose popc or bmma";
-  if (named == "bmma" && !has_bmma(device.architecture))
-    return "this GPU has no binary tensor cores, compute capabilities 8.0 to 9.0 have: choose popc";
-  device.backend = named == "bmma" ? Backend::kBmma : Backend::kPopc;
+  if (named == "popc")
+    device.backend = Backend::kPopc;
+  else if (named == "bmma" && !has_bmma(device.architecture))
+    return "this GPU has no products of bits, compute capabilities 8.0 to 9.0 have: choose popc or imma";
+  else if (named == "bmma")
+    device.backend = Backend::kBmma;
+  else if (named == "imma" && has_imma(device.architecture))
+    device.backend = Backend::kImma;
+  else
+    return "choose popc, bmma or imma";
   return nullptr;
 }
 

@@ -33,8 +33,9 @@ struct DeviceTask {
   int64_t mask_stride = 0;
 };
 
-// How a scan that appends looks for what is near: by population counts, or by tensor cores that sift first.
-enum class Backend { kAutomatic, kPopc, kBmma };
+// How a scan that appends looks for what is near: by population counts, or by tensor cores that sift first, with
+// products of bits or of signs.
+enum class Backend { kAutomatic, kPopc, kBmma, kImma };
 
 // What plans depend on besides the task.
 struct Device {
@@ -46,7 +47,7 @@ struct Device {
 };
 int current_device(Device& device);
 
-// Has the device use the back end of this name, "popc" or "bmma". Returns nullptr, or why it cannot.
+// Has the device use the back end of this name, "popc", "bmma" or "imma". Returns nullptr, or why it cannot.
 const char* use_backend(const char* name, Device& device);
 
 // The k nearest items within max_distance >= 0 by (distance, position): (queries, k) distances and ids, padded with

@@ -104,8 +104,9 @@ inline DeviceTask queries_of(DeviceTask task, int64_t first, int64_t count) {
 struct TopkPlan {
   CountPlan counting;
   Walk walk;
-  int capacity = 0;            // keys that a query may hold; 0: everything is counted
-  int64_t growth = 2;          // a chunk of the walk ends at so many times the place where it begins
+  int capacity = 0;    // keys that a query may hold; 0: everything is counted
+  int64_t growth = 2;  // a chunk of the walk ends at so many times the place where it begins
+  Backend backend = Backend::kPopc;
   int64_t sift_from = kNever;  // chunks from this place of the walk on are sifted
 
   int64_t scratch() const { return scratch_of(counting, 8 * int64_t{capacity}); }
@@ -120,7 +121,8 @@ inline TopkPlan plan_topk(const DeviceTask& task, int64_t k, int max_distance, c
   if (k <= capacity / 4 && k <= task.item_count / 4) plan.capacity = static_cast<int>(capacity);
   // A chunk is expected to add (growth − 1) · k keys to the k that are held, which leaves half of the room to chance.
   plan.growth = std::clamp<int64_t>(capacity / (2 * std::min(k, capacity)), 2, 32);
-  if (backend_for(task, device) == Backend::kBmma) {
+  plan.backend = backend_for(task, device);
+  if (plan.backend != Backend::kPopc) {
     // After p places k / p items of a unit are expected to be near. A sieve pays while that is rare, and small steps
     // keep it so.
     plan.sift_from = 2 * k;

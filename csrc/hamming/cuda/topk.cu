@@ -28,7 +28,8 @@ void append_batch(Launcher& launch, const DeviceTask& task, const TopkPlan& plan
   const int64_t places = plan.walk.places;
   int64_t last = std::clamp<int64_t>(plan.capacity / (32 * lane_items(task.words)), 1, places);
   for (int64_t first = 0; first < places; first = last, last = std::min(last * plan.growth, places)) {
-    append(launch, task, plan.walk, first, last, first >= plan.sift_from, found, device);
+    const Backend backend = first >= plan.sift_from ? plan.backend : Backend::kPopc;
+    append(launch, task, plan.walk, first, last, backend, found, device);
     keep_nearest(launch, task.query_count, results.k, found);
   }
   launch(finish_kernel, dim3(static_cast<unsigned>(task.query_count)), kThreads, 0, found, results, counting);
