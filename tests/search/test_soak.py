@@ -114,7 +114,7 @@ def test_some_lives(engine, tmp_path):
 @pytest.mark.gpu
 def test_many_lives(tmp_path):
     """As long as AGMH_FAST_SOAK_SECONDS says; no life leaves memory behind."""
-    end, seed, held = time.monotonic() + float(os.environ.get("AGMH_FAST_SOAK_SECONDS", "10")), 0, []
+    end, seed, held = time.monotonic() + float(os.environ.get("AGMH_FAST_SOAK_SECONDS", "5")), 0, []
     while time.monotonic() < end:
         live(seed, "cuda", tmp_path)
         with pytest.raises((MemoryError, RuntimeError), match="out of memory"):
