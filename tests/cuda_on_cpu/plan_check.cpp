@@ -14,6 +14,10 @@ constexpr Device kDevice = {132, 227 << 10, 256 << 20, 90, Backend::kBmma};
 
 void check_counting(const CountPlan& plan, const DeviceTask& task, int64_t other_bytes) {
   // What README.md says.
+  const int64_t tiles = (plan.batch + 7) / 8, bins = plan.bins, n = task.item_count;
+  const int64_t fewest =
+      std::min({(4 * kDevice.processors + tiles - 1) / tiles, n / (32 * bins), kDevice.scratch_bytes / (1024 * bins)});
+  CHECK(plan.parts == 8 * std::max((n >> 31) / 8 + 1, fewest));
   const int64_t scratch = plan.batch * (8 * int64_t{plan.bins} * plan.parts + other_bytes + 24) + 16;
   CHECK(scratch_of(plan, other_bytes) == scratch);
   CHECK(scratch <= kDevice.scratch_bytes);
