@@ -59,6 +59,12 @@ def words(codes: np.ndarray) -> np.ndarray:
     return codes.view(f"u{size}")
 
 
+def padded(codes: np.ndarray) -> np.ndarray:
+    """Zeros added up to 4 bytes or a multiple of 8, widths that faiss has loops for."""
+    width = codes.shape[1]
+    return np.pad(codes, ((0, 0), (0, 4 - width if width <= 4 else -width % 8)))
+
+
 def distances(items: np.ndarray, query: np.ndarray) -> np.ndarray:
     """(N,) of one query, both as words."""
     differing = np.bitwise_count(items ^ query)

@@ -25,6 +25,7 @@ from hamming_peers import (
     faiss_flat,
     fastest,
     ours,
+    padded,
     random_codes,
 )
 from limits import Work
@@ -57,9 +58,13 @@ def test_topk(contest, bits, queries, k):
     check(peer, index, block, k)
     rival, few = fastest(faiss_flat(codes, k, queries), block, least=FAISS_BATCH)
     assert_nearest(rival.search(few), peer.search(block), codes, block)
+    sides = {"agmh_fast": side_of(peer, block), "faiss": side_of(rival, few), "limit": limit_of(index, block)}
+    if padded(block).shape != block.shape:
+        wider, few = fastest(faiss_flat(padded(codes), k, queries), padded(block), least=FAISS_BATCH)
+        assert_nearest(wider.search(few), peer.search(block), padded(codes), padded(block))
+        sides["faiss, padded with zeros"] = side_of(wider, few)
     contest(
-        {"agmh_fast": side_of(peer, block), "faiss": side_of(rival, few), "limit": limit_of(index, block)},
-        Work.search(queries, len(codes), bits, queries * k), "faiss", LOOP, topk_targets(bits, queries, k),
+        sides, Work.search(queries, len(codes), bits, queries * k), "faiss", LOOP, topk_targets(bits, queries, k),
         bits=bits, queries=queries, k=k, items=len(codes), faiss=rival.name,
     )  # fmt: skip
 
