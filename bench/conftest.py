@@ -23,6 +23,7 @@ import torch
 import agmh_fast
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))  # processes that a bench spawns import it as `bench.…`
 
 from contest import Stage, compete
 from measuring import DEVICE, Clock, Timed

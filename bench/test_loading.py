@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from contest import Side, cases
-from jpegs import HEIGHT, WIDTH, jpeg_data, published_batch
+from jpegs import jpeg_data, published_batch
 from limits import Limit, Work, copy_rate
 from PIL import Image
 from targets import Target, scaled
@@ -67,7 +67,7 @@ def test_loading(contest, data, from_cache, tmp_path, source):
 
     sizes = [Path(data.database.folder, path).stat().st_size for path in data.database.paths]
     views = COUNT * 3 * 224**2 * 4
-    work = Work(views + (sum(sizes) if source == "files" else 3 * COUNT * WIDTH * HEIGHT), images=COUNT)
+    work = Work(views + (sum(sizes) if source == "files" else ours.cache.stat().st_size), images=COUNT)
     rivals = {
         f"{source}, {WORKERS} workers": Side(loaded(WORKERS), COUNT),
         f"{source}, no workers": Side(loaded(0), COUNT),

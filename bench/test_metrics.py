@@ -30,8 +30,9 @@ def test_distance_matrix(contest, dtype, least):
     def matrix() -> torch.Tensor:
         return af.functional.hamming_distance(q, x, dtype=dtype)
 
+    out = np.empty((len(queries), len(items)), np.int32)  # the caller's, so that faiss has no fresh memory to fetch
+
     def hammings() -> np.ndarray:
-        out = np.empty((len(queries), len(items)), np.int32)
         faiss.hammings(
             *(faiss.swig_ptr(codes) for codes in (queries, items)), len(q), len(x), q.shape[1], faiss.swig_ptr(out)
         )

@@ -30,9 +30,8 @@ BITS, QUERIES, K, ITEMS = 64, 256, 100, 1_000_000
 TIMEOUT = timedelta(minutes=5)
 
 
-def shard(rank: int, size: int, items: int, threads: int) -> af.ShardedHammingIndex:
+def shard(rank: int, size: int, items: int) -> af.ShardedHammingIndex:
     """This rank's part of the codes that `database` makes."""
-    af.set_num_threads(threads)
     codes = random_codes(items, BITS, seed=BITS)
     index = af.ShardedHammingIndex(BITS, timeout=TIMEOUT.total_seconds())
     bounds = np.linspace(0, items, size + 1, dtype=np.int64)
@@ -43,7 +42,8 @@ def shard(rank: int, size: int, items: int, threads: int) -> af.ShardedHammingIn
 def serve(rank: int, size: int, rendezvous: str, items: int, threads: int) -> None:
     """Search as often as the first rank says."""
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size, timeout=TIMEOUT)
-    index, queries, go = shard(rank, size, items, threads), random_codes(QUERIES, BITS, seed=1), torch.ones(1)
+    af.set_num_threads(threads)
+    index, queries, go = shard(rank, size, items), random_codes(QUERIES, BITS, seed=1), torch.ones(1)
     while True:
         dist.broadcast(go, 0)
         if not go:
@@ -54,7 +54,8 @@ def serve(rank: int, size: int, rendezvous: str, items: int, threads: int) -> No
 @contextmanager
 def ranks(size: int, folder: Path, items: int) -> Iterator[Callable[[], object]]:
     """A search by all ranks, as long as the block lasts."""
-    rendezvous, threads = f"file://{folder}/rendezvous", max(1, af.get_num_threads() // size)
+    together = af.get_num_threads()
+    rendezvous, threads = f"file://{folder}/rendezvous", max(1, together // size)
     context = mp.get_context("spawn")
     others = [
         context.Process(target=serve, args=(rank, size, rendezvous, items, threads), daemon=True)
@@ -63,13 +64,18 @@ def ranks(size: int, folder: Path, items: int) -> Iterator[Callable[[], object]]
     for process in others:
         process.start()
     dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=size, timeout=TIMEOUT)
-    before, queries = af.get_num_threads(), random_codes(QUERIES, BITS, seed=1)
+    queries = random_codes(QUERIES, BITS, seed=1)
     try:
-        index = shard(0, size, items, threads)
+        index = shard(0, size, items)
 
         def search() -> object:
+            """By the threads of this rank, which alone are restrained."""
             dist.broadcast(torch.ones(1), 0)
-            return index.search(queries, K)
+            af.set_num_threads(threads)
+            try:
+                return index.search(queries, K)
+            finally:
+                af.set_num_threads(together)
 
         yield search
         dist.broadcast(torch.zeros(1), 0)
@@ -78,7 +84,6 @@ def ranks(size: int, folder: Path, items: int) -> Iterator[Callable[[], object]]
     finally:
         for process in others:
             process.kill()
-        af.set_num_threads(before)
         dist.destroy_process_group()
 
 
