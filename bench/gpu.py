@@ -3,9 +3,9 @@
     python bench/gpu.py [--out FOLDER] [--only STAGE ...] [--total SECONDS] [--slack FACTOR] [--dry-run]
 
 A stage has a time limit and a log, and one that fails does not stop the next; FOLDER/summary.json has the outcome of
-each. The limits come to less than nine minutes. FOLDER is $OUT, else bench/results/gpu-NAME. Nothing is downloaded:
-torch, pytest and pytest-benchmark must be there. Exit status: 0, all stages passed; 1, one failed; 3, none failed and
-one could not be run; 2, there is no GPU.
+each. The limits come to less than nine minutes. FOLDER is $AGMH_BENCH_OUT, else bench/results/gpu-NAME. Nothing is
+downloaded: torch, pytest and pytest-benchmark must be there. Exit status: 0, all stages passed; 1, one failed; 3, none
+failed and one could not be run; 2, there is no GPU.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     name, capability = gpu or ("none", None)
     # Stages run in the repository's root, wherever this was called.
-    out = (options.out or Path(os.environ.get("OUT") or ROOT / f"bench/results/gpu-{name}")).resolve()
+    out = (options.out or Path(os.environ.get("AGMH_BENCH_OUT") or ROOT / f"bench/results/gpu-{name}")).resolve()
     chosen = [with_slack(s, options.slack) for s in stages(out, capability) if s.name in options.only]
     if options.dry_run:
         for stage in chosen:

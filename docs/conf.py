@@ -15,7 +15,7 @@ copyright = "the authors, Apache-2.0"
 version = release = agmh_fast.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
-include_patterns = ["*.md", "docs/**.md", "kernels/**.md", "csrc/**.md", "examples/README.md"]
+include_patterns = ["*.md", "docs/**.md", "kernels/**.md", "csrc/**.md", "examples/README.md", "release/README.md"]
 root_doc = "docs/index"
 
 html_theme = "furo"

@@ -24,7 +24,7 @@ from agmh_fast.cli import _parser, main
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "kernels/**/*.md", "csrc/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "kernels/**/*.md", "csrc/**/*.md", "release/*.md")
     for path in ROOT.glob(pattern)
 )
 OUT_OF_REACH = {"a dataset", "a GPU", "a minute", "the network", "Clang"}
