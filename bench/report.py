@@ -59,16 +59,25 @@ def machine(run: Mapping[str, Any]) -> str:
 HEADER = ("row", "time", "faster than", "of the limit", "rate", "memory", "misses")
 
 
+def _beside(row: Row) -> str:
+    """What a row is compared with: its baseline, else random order or other instruction sets, where it has those."""
+    if row.speedup is not None:
+        return f"{number(row.speedup)}× {row.against}"
+    if "slowdown" in row.facts:
+        return f"slowdown {number(row.facts['slowdown'])}"
+    shares = {name.removesuffix("_of_best"): value for name, value in row.facts.items() if name.endswith("_of_best")}
+    return ", ".join(f"{name} {share:.0%} of best" for name, share in shares.items())
+
+
 def _groups(found: Sequence[Row]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """The rows of each group as cells: time, speed-up, share of the limit, rate, memory, and the targets missed."""
     for group, members in groupby(found, key=lambda row: row.group):
         cells = []
         for row in members:
-            speedup = f"{number(row.speedup)}× {row.against}" if row.speedup is not None else ""
             share = f"{row.share:.0%} of {row.limit}" if row.share is not None else ""
             memory = ", ".join(f"{name} {peak / 1e6:.4g} MB" for name, peak in row.peaks.items())
             missed = ", ".join(row.missed)
-            cells.append((row.name, duration(row.seconds), speedup, share, row.rate or "", memory, missed))
+            cells.append((row.name, duration(row.seconds), _beside(row), share, row.rate or "", memory, missed))
         yield group, cells
 
 

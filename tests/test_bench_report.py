@@ -146,6 +146,21 @@ def test_the_report_has_a_table_and_pictures(report, files, tmp_path, capsys):
         assert "<svg" in (tmp_path / "out" / f"run0-{picture}.svg").read_text()
 
 
+@pytest.mark.parametrize(
+    ("facts", "cell"),
+    [
+        ({"slowdown": 1.0993}, "slowdown 1.1"),
+        ({"avx512_of_best": 0.71, "generic_of_best": 0.25}, "avx512 71% of best, generic 25% of best"),
+        ({}, ""),
+    ],
+)
+def test_a_row_without_a_baseline_has_what_it_is_compared_with(facts, cell, report):
+    import rows
+
+    alone = {key: value for key, value in RACE.items() if key not in ("speedup", "against", "contestants", "targets")}
+    assert f"| test_race | 250 ms | {cell} |" in report.table(rows.rows({"benchmarks": [alone | facts]}))
+
+
 def test_a_picture_that_a_run_has_nothing_for_is_left_out(report, files, tmp_path):
     pytest.importorskip("matplotlib")
     assert report.main([str(files(MACHINE | {"benchmarks": [RACE]})), "--output", str(tmp_path)]) == 0

@@ -25,6 +25,16 @@ def test_the_tables_are_the_recorded_runs(monkeypatch):
     assert readme.main(["--check"], performance.PAGE, performance.measured) == 0, "make readme"
 
 
+def test_rows_that_lose_to_another_are_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(README.parent / "bench"))
+    import readme
+
+    lost = {"a": {"group": "sums", "speedup": 0.5}, "b": {"group": "sums", "speedup": 0.25}}
+    others = {"c": {"group": "products", "speedup": 2.0}, "d": {"group": "loops"}}
+    assert readme._slower(lost | others) == "Not faster than others: sums (0.5×, 0.25×)."
+    assert readme._slower(others) == ""
+
+
 @pytest.mark.parametrize("text", ["", "{begin}", "{begin}{end}{begin}"])
 def test_a_readme_without_its_marks_is_refused(text, monkeypatch):
     monkeypatch.syspath_prepend(str(README.parent / "bench"))
