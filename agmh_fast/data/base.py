@@ -189,8 +189,15 @@ def _ahead(
         current.wait_stream(side)
         # Its memory must not be taken by the side stream's next batch before the work on it is done.
         images.record_stream(current)
-        following = sent()
+        failed = None
+        try:
+            following = sent()
+        except Exception as error:
+            # It may be of the next epoch: the batch at hand is worked on first.
+            failed = error
         yield items, images
+        if failed is not None:
+            raise failed
 
 
 def _unwrap(loaded: tuple[Tensor, Tensor] | InputError) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from agmh_fast.data import RetrievalData, batches
-from agmh_fast.data.base import epoch_batches
+from agmh_fast.data.base import _ahead, epoch_batches
 from agmh_fast.errors import InputError
 
 
@@ -72,6 +77,24 @@ def test_global_random_state_is_left_alone(workers: int) -> None:
     before = torch.get_rng_state()
     collect(seed=1, workers=workers)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_the_next_batch_raises_is_held_until_this_one_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+
+    def loaded() -> Iterator[Any]:
+        yield 0, None
+        yield 1, None
+        raise InputError("cannot read the image")
+
+    sent = SimpleNamespace(record_stream=lambda stream: None)
+    found = _ahead(loaded(), lambda pixels, device: sent, torch.device("cuda"))  # type: ignore[arg-type, return-value]
+    assert [next(found)[0], next(found)[0]] == [0, 1]
+    with pytest.raises(InputError, match="cannot read"):
+        next(found)
 
 
 def test_order_may_be_a_list_an_array_or_empty() -> None:
