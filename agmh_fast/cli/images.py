@@ -150,8 +150,11 @@ def _visualize(args: argparse.Namespace) -> None:
     from agmh_fast import viz
     from agmh_fast.files import output_folder
     from agmh_fast.train.encoded import Encoder
+    from agmh_fast.viz.codes import check_projection
 
     require(not (args.images and args.projection), "projection: goes with the codes of a run, not with images")
+    if args.projection:
+        check_projection(args.projection)
     folder = output_folder(args.output)
     if args.images:
         from agmh_fast.data import unlabelled

@@ -20,6 +20,22 @@ _NAMED = 20
 _TSNE_CODES = 5000
 
 
+def check_projection(projection: str) -> None:
+    """Raise InputError for an unknown projection, and for t-SNE without scikit-learn."""
+    require(projection in PROJECTIONS, f"projection must be one of {', '.join(PROJECTIONS)}, got {projection!r}")
+    if projection == "tsne":
+        _tsne()
+
+
+def _tsne() -> Any:
+    """scikit-learn's t-SNE."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise InputError("t-SNE needs scikit-learn: pip install 'agmh-fast[tsne]', or take pca") from error
+    return TSNE
+
+
 def principal_components(codes: Any, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (N, count) of codes (N, bits), of any numbers, and the share of the variance in each (count,).
 
@@ -48,14 +64,11 @@ def neighbour_embedding(codes: Any, perplexity: float = 30.0, seed: int = 0) -> 
     points = as_array("codes", codes, 2).astype(np.float32)
     require(len(points) >= 4 and points.shape[1] > 0, f"codes must be (N, bits), N of 4 or more, got {points.shape}")
     require(perplexity > 0, f"perplexity must be above 0, got {perplexity!r}")
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise InputError("t-SNE needs scikit-learn: pip install 'agmh-fast[tsne]', or take pca") from error
+    tsne = _tsne()
     # The two components themselves: scikit-learn's start is a division by zero where all codes are equal.
     start = principal_components(points)[0]
     start = start / max(float(start[:, 0].std()), np.finfo(np.float32).tiny) * 1e-4
-    fitted = TSNE(perplexity=min(perplexity, (len(points) - 1) / 3), init=start.astype(np.float32), random_state=seed)
+    fitted = tsne(perplexity=min(perplexity, (len(points) - 1) / 3), init=start.astype(np.float32), random_state=seed)
     return fitted.fit_transform(points)
 
 
@@ -65,7 +78,7 @@ def code_scatter(codes: Any, labels: Any, class_names: Sequence[str], projection
     labels (N,) index class_names; up to 20 classes are named. Of more than 5000 codes t-SNE takes so many, evenly
     spread over their order. Raises InputError for bad shapes and an unknown projection, and as `neighbour_embedding`.
     """
-    require(projection in PROJECTIONS, f"projection must be one of {', '.join(PROJECTIONS)}, got {projection!r}")
+    check_projection(projection)
     codes, labels = as_array("codes", codes, 2), as_array("labels", labels, 1)
     require(len(labels) == len(codes), f"labels must hold {len(codes)} classes, got {len(labels)}")
     if projection == "pca":
