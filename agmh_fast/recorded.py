@@ -36,10 +36,11 @@ def load(name: str) -> dict[str, Any]:
 
 
 def rows(*names: str) -> dict[str, dict[str, Any]]:
-    """The rows of recorded runs by name, the last run's where several have one; the run's machine is under "run"."""
+    """The rows of recorded runs by name, the last run's where several have one; under "run" its name and machine."""
     found: dict[str, dict[str, Any]] = {}
-    for run in map(load, names):
-        about = {key: value for key, value in run.items() if key != "benchmarks"}
+    for name in names:
+        run = load(name)
+        about = {"name": name} | {key: value for key, value in run.items() if key != "benchmarks"}
         found |= {row["name"]: row | {"run": about} for row in run["benchmarks"]}
     return found
 
@@ -50,7 +51,14 @@ def seconds(row: dict[str, Any]) -> float:
     return float(contestants[0]["p50_s"] if contestants else row["median_s"])
 
 
+def number(value: float) -> str:
+    """Three digits, or all of a large one."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+
+
 def duration(seconds: float) -> str:
-    """Three digits in the unit that suits."""
-    unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if seconds * s >= 1), ("µs", 1e6))
-    return f"{seconds * scale:.3g} {unit}"
+    """Three digits in the unit that suits what they are rounded to."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if float(shown := number(seconds * scale)) >= 1:
+            return f"{shown} {unit}"
+    return f"{number(seconds * 1e6)} µs"

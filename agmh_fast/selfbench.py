@@ -67,7 +67,7 @@ class Row:
 
 
 def run(quick: bool = False, progress: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
-    """Measure every row; returns {"machine", "recorded", "rows"}.
+    """Measure every row; returns {"quick", "machine", "recorded", "rows"}.
 
     quick: small sizes, to see that everything runs; its numbers are held against nothing. progress(what) is called
     before each row. Raises WrongResult where two sides disagree, and InputError without the compiled modules.
@@ -77,8 +77,9 @@ def run(quick: bool = False, progress: Callable[[str], None] = lambda what: None
     for make in ROWS:
         progress(make.__doc__ or "")
         rows += [_measured(race, past.get(race.name)) for race in make(quick)]
-    runs = {row["run"]["commit"]: row["run"] for row in past.values()}
+    runs = {row["run"]["name"]: row["run"] for row in past.values()}
     return {
+        "quick": quick,
         "machine": {"cpu": cpu_name(), "cores": usable_cores(), "threads": get_num_threads()}
         | versions("torch", "numpy", "faiss-cpu"),
         "recorded": list(runs.values()),

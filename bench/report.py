@@ -30,7 +30,7 @@ from rows import Row
 
 from agmh_fast.errors import InputError
 from agmh_fast.files import output_folder
-from agmh_fast.recorded import duration
+from agmh_fast.recorded import duration, number
 from agmh_fast.viz import Picture, Section, Table, bar_chart, write_report
 from agmh_fast.viz.figure import png_bytes, svg_bytes
 
@@ -39,11 +39,6 @@ if TYPE_CHECKING:
 
 # Below this a loss is taken for noise whatever the runs' own spread says: it is that of one run, not of two.
 NOISE = 0.1
-
-
-def number(value: float) -> str:
-    """Three digits, or all of a large one."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def machine(run: Mapping[str, Any]) -> str:

@@ -273,6 +273,14 @@ def test_visualize(folder, capsys):
         assert Path(path).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("projection", "text"), [("umap", "one of pca, tsne"), ("tsne", "needs scikit-learn")])
+def test_a_projection_that_cannot_be_is_told_before_the_run_is_read(capsys, tmp_path, monkeypatch, projection, text):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    monkeypatch.chdir(tmp_path)
+    require_mistake(capsys, f"visualize nowhere --output pictures --projection {projection}", text)
+    assert os.listdir() == []
+
+
 def test_a_run_on_grey_words_encodes_no_files(folder, capsys, monkeypatch):
     small = af.data.fonts(size=16, words_per_class=1, queries_per_class=1)
     monkeypatch.setitem(af.data.DATASETS, "fonts", lambda: small)
@@ -285,7 +293,9 @@ def test_a_run_on_grey_words_encodes_no_files(folder, capsys, monkeypatch):
 def test_lengths_side_by_side_are_one_line_and_a_run_alone_has_its_name():
     curve = SimpleNamespace(precision=np.ones(3), recall=np.ones(3))
     runs = {"cub/12bits": 12, "cub/24bits": 24, "other": 12, "again/12bits": 12, "again/b": 12}
+    runs |= {"cub": 12, "again/b/12bits": 12, "again/b/24bits": 24}
     scored = {name: {"stable": SimpleNamespace(bits=bits, map=0.5, pr_curve=curve)} for name, bits in runs.items()}
     lines = score_figures(scored)["map_by_bits"].axes[0].get_lines()  # type: ignore[arg-type]
     found = {line.get_label(): list(line.get_xdata()) for line in lines}
-    assert found == {"cub": [12, 24], "other": [12], "again/12bits": [12], "again/b": [12]}
+    alone = {"other": [12], "cub": [12], "again/12bits": [12], "again/b": [12]}
+    assert found == alone | {"cub/*": [12, 24], "again/b/*": [12, 24]}

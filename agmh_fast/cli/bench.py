@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from agmh_fast.cli.command import Command, add_json, print_json
-from agmh_fast.cli.reports import check_report, times, write_bench
+from agmh_fast.cli.reports import QUICK, check_report, origin, times, write_bench
 from agmh_fast.recorded import duration
 
 
@@ -39,7 +39,9 @@ def _print(found: dict[str, Any]) -> None:
         print(f"{row['what']:<{width}}  {here:>20}  {past:>20}  {row['against']}")
     print(f"here: {found['machine']['cpu']}, {found['machine']['threads']} threads")
     for run in found["recorded"]:
-        print(f"recorded: {run['cpu']}, {run['cores']} cores, {run['datetime'][:10]}, commit {run['commit'][:10]}")
+        print(f"recorded in {run['name']}: {origin(run)}")
+    if found["quick"]:
+        print(QUICK)
     print(
         "Medians; both sides were shown to give the same before they were timed, in turns. Everything ran on the CPU."
     )

@@ -32,7 +32,7 @@ def check_report(path: str | None) -> None:
 
 def times(speedup: float | None) -> str | None:
     """A ratio as it is read."""
-    return None if speedup is None else f"{speedup:.3g}×" if speedup < 1000 else f"{speedup:,.0f}×"
+    return None if speedup is None else f"{speedup:.3g}×" if speedup < 999.5 else f"{speedup:,.0f}×"
 
 
 def score_figures(scored: Scored) -> dict[str, Figure]:
@@ -43,16 +43,19 @@ def score_figures(scored: Scored) -> dict[str, Figure]:
     curves = {name: (score.pr_curve.precision, score.pr_curve.recall) for name, score in firsts.items()}
     figures = {"precision_recall": viz.precision_recall_curves(curves)}
     lines: dict[str, dict[int, str]] = {}
+    alone, several = {}, {}
     for name, score in firsts.items():
         # The lengths of one training lie side by side: a line for each such folder.
-        folder = os.path.dirname(name) or "."
-        lines.setdefault(name if score.bits in lines.get(folder, {}) else folder, {})[score.bits] = name
-    series = {
-        folder if len(runs) > 1 else next(iter(runs.values())): {bits: firsts[run].map for bits, run in runs.items()}
-        for folder, runs in lines.items()
-    }
+        beside = lines.setdefault(os.path.dirname(name) or ".", {})
+        if beside.setdefault(score.bits, name) != name:
+            alone[name] = {score.bits: score.map}
+    for folder, runs in lines.items():
+        # A folder of runs may be a run itself, which has the name.
+        shared = folder if folder not in firsts else f"{folder}/*"
+        line = shared if len(runs) > 1 else next(iter(runs.values()))
+        several[line] = {bits: firsts[run].map for bits, run in runs.items()}
     if len({score.bits for score in firsts.values()}) > 1:
-        figures["map_by_bits"] = viz.map_by_bits(series)
+        figures["map_by_bits"] = viz.map_by_bits(several | alone)
     return figures
 
 
@@ -110,10 +113,16 @@ def _scores_section(name: str, scores: Mapping[str, RetrievalMetrics]) -> Any:
     return viz.Section(name, _SCORES, tables=[viz.Table(first.definition, header, rows)])
 
 
+QUICK = "Small sizes, to see that everything runs: these numbers mean nothing."
 _BENCH = """
 Medians; both sides were shown to give the same before they were timed, in turns. Recorded figures are those that the
 package carries, of the machine named above. Everything ran on the CPU.
 """
+
+
+def origin(run: Mapping[str, Any]) -> str:
+    """Where, when and of what a recorded run was made."""
+    return f"{run['cpu']}, {run['cores']} cores, {run['datetime'][:10]}, commit {run['commit'][:10]}"
 
 
 def write_bench(path: str, found: Mapping[str, Any]) -> None:
@@ -127,19 +136,17 @@ def write_bench(path: str, found: Mapping[str, Any]) -> None:
         figure = viz.bar_chart(bars, "times faster, here and as recorded", lambda value: str(times(value)), log=True)
         shown = "; ".join(f"{name} {times(value)}" for name, value in bars)
         pictures = [viz.Picture(figure, f"Bars of speed-ups: {shown}", wide=True)]
+    highlights = {", ".join(row["what"].split(", ")[:2]): times(row["speedup"]) for row in rows if row["speedup"]}
     header = ["what", "here", "times faster", "recorded", "times faster", "against"]
     cells = [
         [
             row["what"], duration(row["seconds"]), times(row["speedup"]),
             duration(row["recorded_seconds"]) if row["recorded_seconds"] is not None else "not recorded",
-            times(row["recorded_speedup"]), row["against"],
+            times(row["recorded_speedup"]) or "not recorded", row["against"],
         ]
         for row in rows
     ]  # fmt: skip
-    recorded = {
-        f"recorded, commit {run['commit'][:10]}": f"{run['cpu']}, {run['cores']} cores, {run['datetime'][:10]}"
-        for run in found["recorded"]
-    }
+    recorded = {f"recorded in {run['name']}": origin(run) for run in found["recorded"]}
     viz.write_report(
         path,
         "How fast this machine is",
@@ -149,12 +156,13 @@ def write_bench(path: str, found: Mapping[str, Any]) -> None:
                 "Beside the recorded runs", _BENCH, pictures, [viz.Table("Time of a unit of work", header, cells)]
             )
         ],
-        lead="A minute of measurements by agmh-fast bench, beside the package's own recorded ones.",
-        highlights={", ".join(row["what"].split(", ")[:2]): times(row["speedup"]) for row in rows if row["speedup"]},
+        lead=QUICK if found["quick"] else _LEAD,
+        highlights={} if found["quick"] else highlights,
         caption="Where",
     )
 
 
+_LEAD = "A minute of measurements by agmh-fast bench, beside the package's own recorded ones."
 _SIDES = {"here": "speedup", "recorded": "recorded_speedup"}
 
 
