@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 import agmh_fast as af
 from agmh_fast.search import LostRankError
+from agmh_fast.search import sharded as search_module
 
 
 def wait_at_most(sharded: af.ShardedHammingIndex, seconds: float) -> None:
@@ -82,6 +83,25 @@ def interrupt_a_rank(rank: int) -> None:
         cases.raises(LostRankError, "this rank was interrupted", sharded.search, query, 2)
     else:
         cases.raises(LostRankError, "no answer from rank 1: waited 5 s", sharded.range_search, query, 2)
+
+
+def fail_between_transfers(rank: int) -> None:
+    """No memory on rank 1 where candidates are merged: it sends nothing more, instead of what the others misread."""
+    sharded = af.ShardedHammingIndex(8)
+    wait_at_most(sharded, 5)
+    query = np.zeros((1, 1), np.uint8)
+    if rank == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(search_module, "merge_nearest", no_memory)
+            cases.raises(MemoryError, "none is left", sharded.search, query, 2)
+        for call in (sharded.search, sharded.range_search):
+            cases.raises(LostRankError, "this rank was interrupted, or failed,", call, query, 2)
+    else:
+        cases.raises(LostRankError, "no answer from rank 1: waited 5 s", sharded.search, query, 2)
+
+
+def no_memory(*_: Any) -> None:
+    raise MemoryError("none is left")
 
 
 class Interrupted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,28 @@ def bad_arguments(rank: int, bad: int, device: str = "host") -> None:
     raises(kind, "" if mine else f"rank {bad}: ", fail_to_store, sharded, queries, mine)
     same(sharded.search(queries, 13), sharded.to_index().search(queries, 13))
     assert len(sharded) == 14
+
+
+def write_to_a_shard_file(rank: int, folder: str) -> None:
+    """Whatever is asked for then fails on all ranks, again and again, and what needs no shard goes on."""
+    _, sharded, rng = both(rank, 3, 12, 6, 3)
+    sharded.save(folder)
+    queries = codes_of(rng, 2, 12)
+    loaded = af.ShardedHammingIndex.load(folder)
+    file = loaded.shard._file
+    if rank == 0 and file is not None:
+        os.utime(file.path, ns=(1, 1))
+    told = f"{file.path!r} was written to while it was mapped" if rank == 0 and file is not None else "rank 0: "
+    for call in (
+        lambda: loaded.remove([3, 7]),
+        lambda: loaded.search(queries, 3, np.ones(len(loaded), bool)),
+        lambda: loaded.range_search(queries, 3, np.ones(len(loaded), bool)),
+        lambda: loaded.search(queries, 3),
+        loaded.to_index,
+    ):
+        raises(af.InputError, told, call)
+        raises(af.InputError, told, call)
+    raises(af.InputError, "k must be", loaded.search, queries, 0)
 
 
 def fail_to_search(sharded: af.ShardedHammingIndex, queries: np.ndarray, fails: bool) -> None:

@@ -7,11 +7,12 @@ where the group has it for GPUs, else through host memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -61,7 +62,7 @@ class _Header(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> _Header:
         call, *numbers, digests, fault, text = _HEADER.unpack(data)
-        return cls(call.rstrip(b"\0"), tuple(numbers), digests, fault, text.rstrip(b"\0").decode())
+        return cls(call.rstrip(b"\0"), tuple(numbers), digests, fault, text.rstrip(b"\0").decode(errors="replace"))
 
 
 class Peers:
@@ -101,17 +102,15 @@ class Peers:
         result, fault, error = None, 0, None
         told: tuple[int, ...] = ()
         agreed: Mapping[str, object] = {}
-        try:
-            result = work()
-            told = numbers(result) if numbers else ()
-            agreed = same(result) if same else {}
-            digests = b"".join(digest(value) for value in agreed.values())
-        except Exception as raised:
-            error, digests = raised, b""
-            fault = next((i for i, kind in enumerate(_FAULTS, 1) if isinstance(raised, kind)), len(_FAULTS))
-        except BaseException:
-            self._out_of_step()
-            raise
+        with self.in_step():
+            try:
+                result = work()
+                told = numbers(result) if numbers else ()
+                agreed = same(result) if same else {}
+                digests = b"".join(digest(value) for value in agreed.values())
+            except Exception as raised:
+                error, digests = raised, b""
+                fault = next((i for i, kind in enumerate(_FAULTS, 1) if isinstance(raised, kind)), len(_FAULTS))
         text = "" if error is None else f"{'' if fault == 1 else f'{type(error).__name__}: '}{error}"
         padded = (*told, *[0] * (4 - len(told)))
         mine = torch.frombuffer(
@@ -129,11 +128,28 @@ class Peers:
         device = parts[self.rank].device
         if device.type == "cpu" or f"{device.type}:nccl" in self._backends:
             return self._exchange(parts, sizes, on_device=device.type != "cpu")
-        return [part.to(device) for part in self._exchange([part.cpu() for part in parts], sizes)]
+        with self.in_step():
+            return [part.to(device) for part in self._exchange([part.cpu() for part in parts], sizes)]
 
     def gather(self, part: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """Bytes `part` of every rank, of sizes[r] bytes, in the order of ranks."""
         return self.exchange([part] * self.size, sizes)
+
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """For a rank's own work between what it sends: after an error there it sends nothing more.
+
+        The others would take its next message for one of the call it left, and miss it now after `timeout`.
+        """
+        try:
+            yield
+        except LostRankError as lost:
+            self._lost = lost
+            raise
+        except BaseException:
+            reason = "this rank was interrupted, or failed, in a call that the others are in"
+            self._lost = LostRankError([self.rank], reason)
+            raise
 
     def _check(self, headers: list[_Header], names: list[str]) -> None:
         """Raise, on every rank the same, what another rank's fault or a difference asks for."""
@@ -143,7 +159,7 @@ class Peers:
         first = headers[0]
         for rank, header in enumerate(headers):
             if header.call != first.call:
-                calls = f"rank {rank} called {header.call.decode()}, rank 0 {first.call.decode()}"
+                calls = f"rank {rank} called {_name(header)}, rank 0 {_name(first)}"
                 raise InputError(f"every rank must make the same calls in the same order: {calls}")
             for place, name in enumerate(names):
                 part = slice(_DIGEST * place, _DIGEST * (place + 1))
@@ -153,26 +169,16 @@ class Peers:
     def _exchange(self, parts: Sequence[Tensor], sizes: Sequence[int], on_device: bool = False) -> list[Tensor]:
         if self._lost is not None:
             raise self._lost
-        received = [
-            parts[peer] if peer == self.rank else torch.empty(size, dtype=torch.uint8, device=parts[peer].device)
-            for peer, size in enumerate(sizes)
-        ]
-        others = [peer for peer in range(self.size) if peer != self.rank]
-        transfers: list[_Transfer] = [(dist.irecv, received[peer], peer) for peer in others]
-        transfers += [(dist.isend, parts[peer], peer) for peer in others]
-        try:
+        with self.in_step():
+            received = [
+                parts[peer] if peer == self.rank else torch.empty(size, dtype=torch.uint8, device=parts[peer].device)
+                for peer, size in enumerate(sizes)
+            ]
+            others = [peer for peer in range(self.size) if peer != self.rank]
+            transfers: list[_Transfer] = [(dist.irecv, received[peer], peer) for peer in others]
+            transfers += [(dist.isend, parts[peer], peer) for peer in others]
             (self._transfer_on_device if on_device else self._transfer)(transfers)
-        except LostRankError as lost:
-            self._lost = lost
-            raise
-        except BaseException:
-            self._out_of_step()
-            raise
         return received
-
-    def _out_of_step(self) -> None:
-        """After an interrupt: the others would take this rank's next message for one of the call it left."""
-        self._lost = LostRankError([self.rank], "this rank was interrupted in a call that the others are in")
 
     def _transfer(self, transfers: Sequence[_Transfer]) -> None:
         """Over gloo. A lost rank stops no transfer between the others, so that each of them names that one alone.
@@ -226,6 +232,10 @@ class Peers:
         """NCCL wants all ranks in the first call of a group, and some may have nothing to send."""
         self._met_on_device = True
         return dist.all_reduce(like.new_zeros(1), group=self._group, async_op=True)
+
+
+def _name(header: _Header) -> str:
+    return header.call.decode(errors="replace")
 
 
 def wait_on_device(works: Sequence[Any], device: torch.device, timeout: float) -> None:

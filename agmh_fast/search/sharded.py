@@ -130,16 +130,17 @@ class ShardedHammingIndex:
         if with_ids and without:
             raise InputError(f"ids must come from every rank or from none: rank {without[0]} gave codes without ids")
         counts = [count for count, _ in told]
-        everyones: list[np.ndarray] = []
-        if with_ids:
-            everyones = self._gather(np.zeros(0, np.int64) if given is None else given, counts)
-            numbers = everyones[peers.rank]
-            next_id = max([self._next_id, *(int(part.max()) + 1 for part in everyones if len(part))])
-        else:
-            next_id = self._next_id + sum(counts)
-            require(next_id <= 2**63 - 1, f"ids: none are left after {self._next_id - 1}; give ids")
-            start = self._next_id + sum(counts[: peers.rank])
-            numbers = np.arange(start, start + len(rows), dtype=np.int64)
+        next_id = self._next_id + sum(counts)
+        require(bool(with_ids) or next_id <= 2**63 - 1, f"ids: none are left after {self._next_id - 1}; give ids")
+        with peers.in_step():
+            everyones: list[np.ndarray] = []
+            if with_ids:
+                everyones = self._gather(np.zeros(0, np.int64) if given is None else given, counts)
+                numbers = everyones[peers.rank]
+                next_id = max([self._next_id, *(int(part.max()) + 1 for part in everyones if len(part))])
+            else:
+                start = self._next_id + sum(counts[: peers.rank])
+                numbers = np.arange(start, start + len(rows), dtype=np.int64)
         before = len(self._shard)
 
         def store() -> None:
@@ -150,7 +151,8 @@ class ShardedHammingIndex:
             _, told = peers.together("add", store, None, lambda _: (len(self._shard),))
         except BaseException:
             if len(self._shard) > before:
-                self._shard.remove(numbers)
+                with peers.in_step():
+                    self._shard.remove(numbers)
             raise
         self._next_id = next_id
         self._changed(told)
@@ -159,26 +161,28 @@ class ShardedHammingIndex:
         """Remove the items with these ids, the same list on every rank, wherever they are: each once, in the index."""
         peers = self._peers
 
-        def check() -> np.ndarray:
+        def check() -> tuple[np.ndarray, np.ndarray, Array]:
             numbers = id_list("ids", self._on_host("ids", ids))
             values, times = np.unique(numbers, return_counts=True)
             if len(numbers) > len(values):
                 raise InputError(f"ids: {values[times > 1][0]} is given twice; ids must be unique")
-            return numbers
+            places, held = self._shard._places(numbers)
+            return numbers, held, self._shard._codes_at(places[held])
 
-        numbers, _ = peers.together("remove", check, lambda numbers: {"ids": numbers})
-        places, held = self._shard._places(numbers)
-        everyones = self._gather(np.packbits(held), [(len(numbers) + 7) // 8] * peers.size)
-        known = np.unpackbits(np.bitwise_or.reduce(everyones), count=len(numbers)).astype(bool)
-        if not known.all():
-            raise InputError(f"ids: {numbers[~known][0]} is not in the index; nothing was removed")
-        mine, codes = numbers[held], self._shard._codes_at(places[held])
+        (numbers, held, codes), _ = peers.together("remove", check, lambda asked: {"ids": asked[0]})
+        with peers.in_step():
+            everyones = self._gather(np.packbits(held), [(len(numbers) + 7) // 8] * peers.size)
+            known = np.unpackbits(np.bitwise_or.reduce(everyones), count=len(numbers)).astype(bool)
+            mine, missing = numbers[held], numbers[~known]
+        if len(missing):
+            raise InputError(f"ids: {missing[0]} is not in the index; nothing was removed")
         before = len(self._shard)
         try:
             _, told = peers.together("remove", lambda: self._shard.remove(mine), None, lambda _: (len(self._shard),))
         except BaseException:
             if len(self._shard) < before:
-                self._shard.add(codes, mine)
+                with peers.in_step():
+                    self._shard.add(codes, mine)
             raise
         self._changed(told)
 
@@ -191,22 +195,24 @@ class ShardedHammingIndex:
         sends every rank's ids to the others once, 8 bytes each.
         """
 
-        def check() -> tuple[np.ndarray, int, int, np.ndarray | None]:
+        def check() -> tuple[np.ndarray, int, int, np.ndarray | None, np.ndarray | None]:
             rows = self._check_queries(queries)
             count = require_int("k", k, 1, max(MAX_K, len(self)))
             limit = self.bits if max_distance is None else require_int("max_distance", max_distance, 0)
-            return rows, count, min(limit, self.bits), self._check_mask(mask, len(rows))
+            allowed = self._check_mask(mask, len(rows))
+            return rows, count, min(limit, self.bits), allowed, self._ids_to_tell(allowed)
 
-        (rows, wanted, limit, allowed), _ = self._peers.together(
-            "search", check, lambda asked: dict(zip(("queries", "k", "max_distance", "mask"), asked, strict=True))
+        (rows, wanted, limit, allowed, own_ids), _ = self._peers.together(
+            "search", check, lambda asked: dict(zip(("queries", "k", "max_distance", "mask"), asked[:4], strict=True))
         )
-        own_mask, asked = self._own_mask(allowed), self._for_shard(queries, rows)
+        self._tell(own_ids)
         columns = [min(wanted, count) for count in self._counts]
         found = min(wanted, sum(columns))
 
         def search_shard() -> tuple[list[Candidates], SearchResult]:
             """Candidates for each rank's queries, and room for the result, so that all hear of it where it is short."""
             own = columns[self._peers.rank]
+            asked, own_mask = self._for_shard(queries, rows), self._own_mask(allowed)
             distances, ids = self._shard.search(asked, max(own, 1), own_mask, limit)
             parts = [Candidates(distances[part, :own].flatten(), ids[part, :own].flatten()) for part in shares]
             shape = len(rows), wanted
@@ -230,28 +236,31 @@ class ShardedHammingIndex:
         """All items within `radius` (inclusive) of each query, by (distance, id); other arguments as `search`."""
         peers = self._peers
 
-        def check() -> tuple[np.ndarray, int, np.ndarray | None]:
+        def check() -> tuple[np.ndarray, int, np.ndarray | None, np.ndarray | None]:
             rows = self._check_queries(queries)
             within = min(require_int("radius", radius, 0), self.bits)
-            return rows, within, self._check_mask(mask, len(rows))
+            allowed = self._check_mask(mask, len(rows))
+            return rows, within, allowed, self._ids_to_tell(allowed)
 
-        (rows, within, allowed), _ = peers.together(
-            "range_search", check, lambda asked: dict(zip(("queries", "radius", "mask"), asked, strict=True))
+        (rows, within, allowed, own_ids), _ = peers.together(
+            "range_search", check, lambda asked: dict(zip(("queries", "radius", "mask"), asked[:3], strict=True))
         )
-        own_mask, asked = self._own_mask(allowed), self._for_shard(queries, rows)
+        self._tell(own_ids)
         (lims, distances, ids), _ = peers.together(
-            "range_search", lambda: self._shard.range_search(asked, within, own_mask)
+            "range_search",
+            lambda: self._shard.range_search(self._for_shard(queries, rows), within, self._own_mask(allowed)),
         )
-        counts = torch.from_numpy(np.stack(self._gather(lims.diff().cpu().numpy(), [len(rows)] * peers.size)))
-        shares = self._shares(len(rows))
-        ends = [(int(lims[part.start]), int(lims[part.stop])) for part in shares]
-        mine = counts[:, shares[peers.rank]]
-        merged = self._merge(
-            [Candidates(distances[start:stop], ids[start:stop]) for start, stop in ends],
-            mine.sum(dim=1).tolist(),
-            lambda candidates: merge_ranges(candidates, mine, self.bits),
-            [int(counts[:, part].sum()) for part in shares],
-        )
+        with peers.in_step():
+            counts = torch.from_numpy(np.stack(self._gather(lims.diff().cpu().numpy(), [len(rows)] * peers.size)))
+            shares = self._shares(len(rows))
+            ends = [(int(lims[part.start]), int(lims[part.stop])) for part in shares]
+            mine = counts[:, shares[peers.rank]]
+            merged = self._merge(
+                [Candidates(distances[start:stop], ids[start:stop]) for start, stop in ends],
+                mine.sum(dim=1).tolist(),
+                lambda candidates: merge_ranges(candidates, mine, self.bits),
+                [int(counts[:, part].sum()) for part in shares],
+            )
         all_lims = torch.nn.functional.pad(counts.sum(dim=0).cumsum(dim=0), (1, 0)).to(ids.device)
         return RangeResult(*as_queries(queries, (all_lims, *(torch.cat(parts) for parts in zip(*merged, strict=True)))))
 
@@ -345,8 +354,9 @@ class ShardedHammingIndex:
         """One plain index of all codes, on every rank: it must fit in the memory of each."""
         contents, _ = self._peers.together("to_index", self._shard._contents)
         width = contents.rows.shape[1]
-        ids = np.concatenate(self._gather(contents.ids, self._counts))
-        rows = np.concatenate(self._gather(contents.rows.reshape(-1), [width * count for count in self._counts]))
+        with self._peers.in_step():
+            ids = np.concatenate(self._gather(contents.ids, self._counts))
+            rows = np.concatenate(self._gather(contents.rows.reshape(-1), [width * count for count in self._counts]))
         order = ids.argsort()
         whole = Contents(self.bits, rows.reshape(-1, width)[order], ids[order], self._next_id)
         return HammingIndex._of(whole, None, self.device)
@@ -363,10 +373,11 @@ class ShardedHammingIndex:
         parts[r]: this shard's candidates for rank r's queries; arriving[r]: how many come from rank r for ours, which
         `merge` makes one; merged[r]: how many rank r is left with.
         """
-        packed = [part.pack() for part in parts]
-        received = self._peers.exchange(packed, [CANDIDATE_BYTES * count for count in arriving])
-        own = merge([Candidates.unpack(data) for data in received])
-        everyones = self._peers.gather(own.pack(), [CANDIDATE_BYTES * count for count in merged])
+        with self._peers.in_step():
+            packed = [part.pack() for part in parts]
+            received = self._peers.exchange(packed, [CANDIDATE_BYTES * count for count in arriving])
+            own = merge([Candidates.unpack(data) for data in received])
+            everyones = self._peers.gather(own.pack(), [CANDIDATE_BYTES * count for count in merged])
         return [Candidates.unpack(data) for data in everyones]
 
     def _gather(self, array: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
@@ -404,16 +415,25 @@ class ShardedHammingIndex:
             require(allowed.shape[-1] == len(self), f"{entries}, got {allowed.shape[-1]}")
         return allowed_ids if allowed is None else allowed
 
-    def _own_mask(self, allowed: np.ndarray | None) -> np.ndarray | None:
-        """What may be found in this shard; the first boolean mask after a change needs all ranks' ids."""
-        if allowed is None or allowed.dtype != np.bool_:
-            return allowed
-        if self._places is None:
-            own = np.asarray(self._on_host("ids", self._shard.ids))
-            self._places = np.zeros(len(own), np.int64)
+    def _ids_to_tell(self, allowed: np.ndarray | None) -> np.ndarray | None:
+        """This shard's ids where the others need them: for the first boolean mask after a change."""
+        told = self._places is not None or allowed is None or allowed.dtype != np.bool_
+        return None if told else np.asarray(self._on_host("ids", self._shard.ids))
+
+    def _tell(self, own: np.ndarray | None) -> None:
+        """Find out where this shard's ids stand among those of all ranks, once every rank has its own at hand."""
+        if own is None:
+            return
+        with self._peers.in_step():
+            places = np.zeros(len(own), np.int64)
             for ids in self._gather(own, self._counts):
-                self._places += np.searchsorted(ids, own)
-        return allowed[..., self._places]
+                places += np.searchsorted(ids, own)
+            self._places = places
+
+    def _own_mask(self, allowed: np.ndarray | None) -> np.ndarray | None:
+        """What may be found in this shard."""
+        listed = allowed is None or allowed.dtype != np.bool_
+        return allowed if listed or self._places is None else allowed[..., self._places]  # type: ignore[index]
 
     def _changed(self, counts: Sequence[tuple[int, ...]]) -> None:
         self._counts = [count for (count,) in counts]

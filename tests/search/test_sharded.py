@@ -130,3 +130,11 @@ def test_transfers_between_gpus_are_waited_for_by_looking():
 
 def test_an_interrupted_rank_does_not_go_on_out_of_step(three):
     three.run(lost_rank_cases.interrupt_a_rank)
+
+
+def test_a_rank_that_fails_between_transfers_sends_no_more(three):
+    three.run(lost_rank_cases.fail_between_transfers)
+
+
+def test_a_shard_file_written_to_is_an_error_on_all(three, tmp_path):
+    three.run(cases.write_to_a_shard_file, str(tmp_path / "saved"))
