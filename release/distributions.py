@@ -58,12 +58,14 @@ def tagged(wheel: Path) -> Path:
         print("agmh-fast: auditwheel is not installed here: the wheel keeps its tag, which is this machine's alone")
         return wheel
     excluded = [option for name in TORCHS for option in ("--exclude", name)]
-    before = set(wheel.parent.glob("*.whl"))
-    run(sys.executable, "-m", "auditwheel", "repair", "--only-plat", *excluded, "-w", wheel.parent, wheel)
-    made = set(wheel.parent.glob("*manylinux*.whl")) - before
-    if made:
+    # A folder of its own: beside the wheel lies what an earlier build of the version has left, by the same name.
+    with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
+        run(sys.executable, "-m", "auditwheel", "repair", "--only-plat", *excluded, "-w", folder, wheel)
+        made = next(Path(folder).glob("*.whl"), None)
+        if made is None:
+            return wheel
         wheel.unlink()
-    return made.pop() if made else wheel
+        return made.replace(wheel.parent / made.name)
 
 
 def examples(text: str) -> list[str]:

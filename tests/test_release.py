@@ -62,6 +62,39 @@ def test_a_wheel_is_checked_with_readmes_examples(monkeypatch):
     assert distributions.examples(text) == ["one\n", "two\n"]
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_tagged_wheel_takes_the_place_of_the_raw_one_and_of_an_earlier(monkeypatch, tmp_path, repeats):
+    monkeypatch.syspath_prepend(str(ROOT / "release"))
+    import distributions
+
+    raw, fine = tmp_path / "a-1-linux.whl", tmp_path / "a-1-manylinux_2_28.whl"
+
+    def repair(*command):
+        folder = Path(command[command.index("-w") + 1])
+        (folder / fine.name).write_bytes(command[-1].read_bytes())
+
+    monkeypatch.setattr(distributions.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(distributions.sys, "platform", "linux")
+    monkeypatch.setattr(distributions, "run", repair)
+    for number in range(repeats):
+        raw.write_text(f"build {number}")
+        assert distributions.tagged(raw) == fine
+    assert fine.read_text() == f"build {repeats - 1}"
+    assert list(tmp_path.iterdir()) == [fine]
+
+
+def test_a_wheel_that_gets_no_other_tag_stays(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "release"))
+    import distributions
+
+    raw = tmp_path / "a-1-linux.whl"
+    raw.write_text("build")
+    monkeypatch.setattr(distributions.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(distributions, "run", lambda *command: None)
+    assert distributions.tagged(raw) == raw
+    assert list(tmp_path.iterdir()) == [raw]
+
+
 def test_the_citation_has_what_readers_of_it_need():
     yaml = pytest.importorskip("yaml")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
