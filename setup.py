@@ -242,7 +242,6 @@ setup(
     packages=[*find_packages(include=["agmh_fast", "agmh_fast.*"]), *OUTSIDE],
     package_dir=OUTSIDE,
     package_data={"agmh_fast": ["py.typed"], "agmh_fast.results": ["*.json"]},
-    exclude_package_data={"agmh_fast.results": ["*.png"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": Build},
     zip_safe=False,

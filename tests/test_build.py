@@ -38,6 +38,26 @@ def test_an_empty_compiler_name_is_one_line(tmp_path):
     assert run.stderr.strip().splitlines()[-1].startswith("agmh-fast: no C++ compiler")
 
 
+def test_what_a_gpu_run_leaves_behind_is_in_no_distribution(tmp_path):
+    left = shutil.ignore_patterns(".*", "*.so", "build", "dist", "*.egg-info", "__pycache__", "tests", "docs")
+    tree = shutil.copytree(ROOT, tmp_path / "tree", ignore=left)
+    for name in ("bench/results/gpu-some/tests.log", "bench/results/gpu-some/floors.json", "bench/out/report.md"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("{}\n")
+    build = [sys.executable, "setup.py", "egg_info", "build_py", "--build-lib", tmp_path / "built"]
+    subprocess.run(build, cwd=tree, env={**os.environ, "AGMH_FAST_CUDA": "0"}, check=True, capture_output=True)
+    sources = (tree / "agmh_fast.egg-info/SOURCES.txt").read_text().splitlines()
+    assert "bench/gpu.py" in sources
+    assert not [path for path in sources if path.startswith(("bench/out", "bench/results/gpu-"))]
+    package = tmp_path / "built/agmh_fast"
+    assert (package / "py.typed").is_file()
+    assert {path.name for path in package.glob("kernels/*")} >= {
+        path.name for path in ROOT.glob("kernels/*") if any(path.glob("*.py"))
+    }
+    kept = {path.relative_to(package / "results").as_posix() for path in (package / "results").rglob("*")}
+    assert kept == {path.name for path in ROOT.glob("bench/results/*.json")}
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_a_half_made_environment_is_made_again(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
