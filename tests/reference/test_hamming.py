@@ -28,7 +28,8 @@ def test_packing_follows_its_definition():
 def test_search_follows_its_definition():
     q, x, rankings = _problem()
     matrix = hamming.hamming_distance(q, x, BITS)
-    assert matrix.dtype == torch.uint8
+    assert matrix.dtype == torch.int32
+    assert torch.equal(hamming.hamming_distance(q, x, BITS, torch.uint8), matrix.to(torch.uint8))
     assert [sorted((d, j) for j, d in enumerate(row)) for row in matrix.tolist()] == rankings
     distances, ids = hamming.hamming_topk(q, x, 25, BITS)
     for row, ranking in enumerate(rankings):
