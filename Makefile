@@ -6,8 +6,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # What a first installation takes where it is to be had; any torch >= 2.11 that is already there is kept.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-# Enough for a quick build: other GPUs run the PTX. Unset it for a build of every architecture.
-export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
+# Enough for a quick build, where the user names no architectures: other GPUs run the PTX.
+QUICKLY := TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST-8.0;9.0+PTX}"
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The oldest Triton that the kernels compile with; the tests use it beside the environment's own.
 OLDEST_TRITON := 3.6.0
@@ -106,19 +106,12 @@ $(VENV)/.torch: $(PY)
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
+	$(QUICKLY) $(PY) -m pip install -q --no-build-isolation -e '.[dev]'
 	touch $@
 
-$(VENV)/.bench: $(VENV)/.built
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev,bench]'
-	touch $@
-
-$(VENV)/.docs: $(VENV)/.built
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev,docs]'
-	touch $@
-
-$(VENV)/.release: $(VENV)/.built
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev,release]'
+# Of the package that is installed already, so that only what the extra asks for is added and nothing compiled again.
+$(VENV)/.bench $(VENV)/.docs $(VENV)/.release: $(VENV)/.%: $(VENV)/.built
+	$(PY) -m pip install -q 'agmh-fast[$*]'
 	touch $@
 
 # In a folder of its own. Where it cannot be had the tests go on, say so, and the next `make test` tries again.

@@ -59,6 +59,30 @@ def test_what_a_gpu_run_leaves_behind_is_in_no_distribution(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("given", [{}, {"TORCH_CUDA_ARCH_LIST": "8.6"}])
+def test_a_gpu_run_is_told_no_architectures_but_the_users(tmp_path, given):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "csrc").mkdir()
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "for ${TORCH_CUDA_ARCH_LIST-this GPU}"\n')
+    python.chmod(0o755)
+    make = ["make", f"PYTHON={python}", "gpu"]
+    run = subprocess.run(make, cwd=tmp_path, env={"PATH": os.environ["PATH"], **given}, capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == f"for {given.get('TORCH_CUDA_ARCH_LIST', 'this GPU')}", run.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("extra", ["bench", "docs", "release"])
+def test_an_extra_compiles_nothing_again(tmp_path, extra):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    make = ["make", "-n", "-o", ".venv/.built", f".venv/.{extra}"]
+    run = subprocess.run(make, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert f"install -q 'agmh-fast[{extra}]'" in run.stdout, run.stderr
+    assert " -e " not in run.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_a_half_made_environment_is_made_again(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "csrc").mkdir()
