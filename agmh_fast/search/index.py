@@ -60,8 +60,9 @@ class HammingIndex:
     one as the path of its file.
 
     On `device` "cuda" or "cuda:N" codes and ids are tensors there, and so are results for queries there.
-    Calls work on the current stream. `load` and `to` leave codes where they are, in host memory or a mapped file, if
-    they do not fit: every search then streams them to the GPU, and `codes` and `ids` are NumPy arrays.
+    Calls work on the current stream. A search that a CUDA graph captured reads codes where they lay then: capture it
+    anew after a change, never replay it. `load` and `to` leave codes where they are, in host memory or a mapped file,
+    if they do not fit: every search then streams them to the GPU, and `codes` and `ids` are NumPy arrays.
 
     Raises InputError for bad arguments, MemoryError where a result or a copy does not fit; either way the index is then
     as it was.
@@ -282,10 +283,12 @@ class HammingIndex:
 
     @classmethod
     def _of_file(cls, path: str, version: tuple[int, int], device: str, device_memory: int | None) -> HammingIndex:
-        index = cls.load(path, device=device, device_memory=device_memory)
-        same = index._file is not None and index._file.version == version
+        place = check_device(device)
+        contents, file = index_file.read(path, mmap=True)
+        # Asked of the file, not of the index: one that fits on the device by now needs no file.
+        same = file is not None and file.version == version
         require(same, f"{path!r} is not the file any more that the index was mapped from")
-        return index
+        return cls._of(contents, file, place, device_memory)
 
     @classmethod
     def _of(

@@ -108,9 +108,23 @@ class StreamedEngine:
         count = min(_PIECE, self._room // 2) // width
         if shown.mask is not None and shown.mask.dim() == 2:
             count = min(count, _PIECE // max(queries, 1))
-        for span, rows in pieces(shown.shown, width, max(count, 1), self._device):
-            kept = None if shown.mask is None else shown.mask[..., span].to(self._device).contiguous()
-            yield span.start, rows, kept
+        count = max(count, 1)
+        held = None if shown.mask is None else _PieceOfMask(shown.mask, count, self._device)
+        for span, rows in pieces(shown.shown, width, count, self._device):
+            yield span.start, rows, None if held is None else held.at(span)
+
+
+class _PieceOfMask:
+    """A mask's part for the piece at hand: each takes the place of the one before, on the stream that searched it."""
+
+    def __init__(self, mask: Tensor, count: int, device: torch.device) -> None:
+        entries = mask.shape[:-1].numel() * min(count, mask.shape[-1])
+        self._mask, self._part = mask, torch.empty(entries, dtype=torch.bool, device=device)
+
+    def at(self, span: slice) -> Tensor:
+        """Contiguous, on the device."""
+        part = self._mask[..., span]
+        return self._part[: part.numel()].view(part.shape).copy_(part)
 
 
 class _Shown:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import os
 import pickle
 from collections import Counter
 
@@ -135,6 +137,40 @@ def test_what_fits_is_decided_by_the_byte(on_tensors, monkeypatch, tmp_path):
         monkeypatch.setattr(index_module, "free_bytes", lambda device, free=free: free)
         index = af.HammingIndex.load(tmp_path / "index")
         assert isinstance(index._engine, StreamedEngine) == streams
+
+
+def test_a_mapped_index_is_opened_where_it_fits_by_now(on_tensors, monkeypatch, tmp_path):
+    """What was streamed for want of memory is copied to the device by the process, or the moment, that has enough."""
+    af.HammingIndex.save_codes(tmp_path / "index", np.zeros((10, 2), np.uint8), 12)
+    monkeypatch.setattr(index_module, "free_bytes", lambda device: 0)
+    index = af.HammingIndex.load(tmp_path / "index")
+    assert isinstance(index._engine, StreamedEngine)
+    pickled = pickle.dumps(index)
+    monkeypatch.setattr(index_module, "free_bytes", lambda device: 10**9)
+    for other in (pickle.loads(pickled), copy.deepcopy(index)):
+        assert not isinstance(other._engine, StreamedEngine)
+        assert other.search(np.zeros((1, 2), np.uint8), 3).ids.tolist() == [[0, 1, 2]]
+    os.utime(tmp_path / "index", ns=(1, 1))
+    with pytest.raises(af.InputError, match="is not the file any more"):
+        pickle.loads(pickled)
+
+
+def test_one_piece_of_a_mask_is_held_at_a_time(monkeypatch):
+    whole = af.HammingIndex(64)
+    rng = np.random.default_rng(0)
+    whole.add(rng.integers(0, 256, (50, 8), dtype=np.uint8))
+    index, held = _streamed(whole, 160), set()
+    search = streamed_engine.topk_op
+
+    def record(*of):
+        held.add(of[-1].untyped_storage().data_ptr())
+        assert of[-1].untyped_storage().nbytes() == 3 * 10
+        return search(*of)
+
+    monkeypatch.setattr(streamed_engine, "topk_op", record)
+    mask = rng.random((3, 50)) < 0.5
+    _same(index.search(whole.codes[:3], 20, mask), whole.search(whole.codes[:3], 20, mask))
+    assert len(held) == 1
 
 
 def test_room_is_a_number_of_bytes_of_a_gpu(monkeypatch):
