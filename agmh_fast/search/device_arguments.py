@@ -13,6 +13,7 @@ from agmh_fast.errors import InputError, require
 from agmh_fast.ops.arrays import array_to_tensor
 from agmh_fast.ops.codes import check_layout
 from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
+from agmh_fast.search.devices import memory_errors
 
 
 class DeviceArguments:
@@ -49,11 +50,15 @@ class DeviceArguments:
         require(mask.dim() in (1, 2), f"mask must be (N,) or (Q, N), got shape {tuple(mask.shape)}")
         fits = mask.dim() == 1 or mask.shape[0] == queries
         require(fits, f"mask must have one row for each of {queries} queries, got {mask.shape[0]}")
-        return mask.contiguous(), None
+        with memory_errors(self._device):
+            return mask.contiguous(), None
 
     def answer(self, queries: Array, parts: Iterable[Tensor]) -> Iterable[Array]:
         """Tensors on the device for tensors, else NumPy arrays."""
-        return parts if isinstance(queries, Tensor) else (part.cpu().numpy() for part in parts)
+        if isinstance(queries, Tensor):
+            return parts
+        with memory_errors(self._device):
+            return [part.cpu().numpy() for part in parts]
 
     def _rows(self, name: str, codes: Array, bits: int) -> Tensor:
         if isinstance(codes, Tensor):
@@ -69,10 +74,11 @@ class DeviceArguments:
         require(ids.dim() == 1, f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
         whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
         require(whole or not len(ids), f"{name} must be whole numbers, got {_dtype(ids)}")
-        numbers = ids.to(torch.int64).contiguous()
-        if ids.dtype == torch.uint64 and bool((numbers < 0).any()):
-            raise InputError(f"{name} must be below 2**63, got {int(numbers[numbers < 0][0]) + 2**64}")
-        return numbers
+        with memory_errors(self._device):
+            numbers = ids.to(torch.int64).contiguous()
+            if ids.dtype == torch.uint64 and bool((numbers < 0).any()):
+                raise InputError(f"{name} must be below 2**63, got {int(numbers[numbers < 0][0]) + 2**64}")
+            return numbers
 
     def _here(self, name: str, tensor: Tensor) -> Tensor:
         require(tensor.layout == torch.strided, f"{name} must be a dense tensor, got {tensor.layout}; call .to_dense()")
@@ -81,7 +87,8 @@ class DeviceArguments:
         return tensor
 
     def _there(self, name: str, array: np.ndarray) -> Tensor:
-        return array_to_tensor(name, array).to(self._device)
+        with memory_errors(self._device):
+            return array_to_tensor(name, array).to(self._device)
 
 
 class StreamArguments(DeviceArguments):
@@ -96,14 +103,17 @@ class StreamArguments(DeviceArguments):
     def allowed(self, mask: Array | None, queries: int) -> tuple[Tensor | None, np.ndarray | None]:
         if isinstance(mask, Tensor) and mask.device.type != "cpu":
             kept, listed = super().allowed(mask, queries)
-            return kept, None if listed is None else listed.cpu().numpy()
+            return kept, None if listed is None else _from_device(listed).numpy()
         held, ids = allowed_items(mask, queries)
         return None if held is None else array_to_tensor("mask", held), ids
 
 
 def _from_device(values: Array) -> Array:
     """A copy in host memory of a tensor of a GPU; anything else as it is."""
-    return values.cpu() if isinstance(values, Tensor) and values.is_cuda else values
+    if not isinstance(values, Tensor) or values.device.type == "cpu":
+        return values
+    with memory_errors(values.device):
+        return values.cpu()
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is captured on the current stream of this device, whichever device is current."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
 class Done:
     """The moment when what the current stream of `device` has been given so far is done; at once on a CPU."""
 
@@ -24,7 +32,7 @@ class Done:
         if self._device.type != "cuda":
             return
         stream = torch.cuda.current_stream(self._device)
-        if stream == self._stream or torch.cuda.is_current_stream_capturing():
+        if stream == self._stream or capturing(self._device):
             return
         stream.wait_event(self._event)
         for tensor in read:

@@ -89,9 +89,10 @@ def _why_no_cuda() -> str:
 
 def _trial(device: torch.device) -> str | None:
     """Why a first search on the device fails, if it does: a build for other GPUs is found by nothing else."""
-    code = torch.zeros(1, 1, dtype=torch.uint8, device=device)
     try:
-        topk_op(code, code, 1, 8, 8, None)
+        with memory_errors(device):
+            code = torch.zeros(1, 1, dtype=torch.uint8, device=device)
+            topk_op(code, code, 1, 8, 8, None)
     except RuntimeError as error:
         said = _PLACE.sub("", str(error).splitlines()[0])
         if "TORCH_CUDA_ARCH_LIST" not in said:

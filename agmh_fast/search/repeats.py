@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agmh_fast.search.device_order import Done
+from agmh_fast.search.device_order import Done, capturing
 
 # As on the CPU (csrc/hamming/groups.cpp, index.cpp): up to so many bits a table counts codes; items from which on, and
 # queries after which it is tried; items that say whether it is worth to look at all.
@@ -65,8 +65,8 @@ class Repeats:
             if self._rows is not rows:
                 self._rows, self._asked, self._known = rows, 0, {}
             self._asked += queries
-            capturing = rows.is_cuda and torch.cuda.is_current_stream_capturing()
-            if most not in self._known and self._asked >= self._patience.get(most, _QUERIES) and not capturing:
+            due = most not in self._known and self._asked >= self._patience.get(most, _QUERIES)
+            if due and not capturing(rows.device):
                 self._known[most] = self._find(rows, most)
             found = self._known.get(most)
         if found is not None:

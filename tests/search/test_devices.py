@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 import agmh_fast as af
 from agmh_fast.ops import compiled
-from agmh_fast.search import devices, index
+from agmh_fast.search import device_order, devices, index
+from agmh_fast.search.device_arguments import DeviceArguments, StreamArguments
 
 NO_KERNEL = (
     "check, /src/csrc/torch_hamming_cuda.cpp:55, hamming_topk: no kernel image is available for execution on the "
@@ -173,6 +175,61 @@ def test_memory_that_runs_out_is_named_and_the_index_goes_on(monkeypatch, error,
             assert str(raised.value) == f"out of memory on cpu{asked}; the index is as it was"
     assert pickle.dumps(held) == before
     assert held.search(query, 10).ids.tolist() == expected
+
+
+def test_memory_that_runs_out_before_a_search_is_named_too(monkeypatch):
+    """Where what the caller gave is brought to the device."""
+    arguments = DeviceArguments(torch.device("cpu"))
+    on_host, ids = np.zeros((2, 2), np.uint8), torch.arange(4, dtype=torch.int32)
+    mask = torch.ones(2, 6, dtype=torch.bool)[:, ::2]
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.25 GiB. GPU 0 has")
+
+    for method, call in (
+        ("to", lambda: arguments.queries(on_host, 16)),
+        ("to", lambda: arguments.allowed(on_host[0] > 0, 2)),
+        ("to", lambda: arguments.ids(ids)),
+        ("contiguous", lambda: arguments.ids(ids[::2])),
+        ("contiguous", lambda: arguments.allowed(mask, 2)),
+        ("cpu", lambda: arguments.answer(on_host, [ids])),
+    ):
+        with monkeypatch.context() as short:
+            short.setattr(torch.Tensor, method, fail)
+            with pytest.raises(MemoryError, match=r"^out of memory on cpu: 1\.25 GiB were asked for"):
+                call()
+    with monkeypatch.context() as short:
+        short.setattr(torch.Tensor, "cpu", fail)
+        with pytest.raises(MemoryError, match=r"^out of memory on meta: "):
+            StreamArguments(torch.device("meta")).allowed(ids.to("meta"), 2)
+
+
+def test_a_gpu_without_room_for_a_first_search(one_gpu, monkeypatch):
+    one_gpu(lambda *_: None)
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(MemoryError, match=r"^out of memory on cuda:0: 2\.00 MiB were asked for"):
+        devices.check_device("cuda")
+
+
+def test_a_capture_is_looked_for_on_the_device_asked_about(monkeypatch):
+    """cuda:1 captures while cuda:0 is the current device."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def enter(device):
+        current.append(device.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current[-1] == 1)
+    assert device_order.capturing(torch.device("cuda", 1))
+    assert not device_order.capturing(torch.device("cuda", 0))
+    assert not device_order.capturing(torch.device("cpu"))
 
 
 def test_other_errors_are_left_as_they_are():
