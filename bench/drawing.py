@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from record import load
 
 from agmh_fast.errors import InputError
 from agmh_fast.viz.figure import save_png
@@ -23,7 +24,7 @@ def run(about: str | None, draw: Callable[[Mapping[str, Any]], Figure], argument
     parser.add_argument("picture", type=Path, help="the PNG file to write")
     options = parser.parse_args(arguments)
     try:
-        save_png(draw(json.loads(options.run.read_text())), options.picture)
+        save_png(draw(load(options.run)), options.picture)
     except (OSError, ValueError, InputError) as error:
         print(f"agmh-fast: {options.run}: {error}", file=sys.stderr)
         return 2

@@ -10,37 +10,59 @@ commit of a run outside of a git repository.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 
+def load(path: Path) -> dict[str, Any]:
+    """A run as `--benchmark-json` wrote it, or recorded; ValueError if it is neither."""
+    run = json.loads(path.read_text())
+    benches = run.get("benchmarks") if isinstance(run, dict) else None
+    if not isinstance(benches, list) or not benches:
+        raise ValueError("it has no benchmarks")
+    if not all(isinstance(bench, dict) and isinstance(bench.get("name"), str) for bench in benches):
+        raise ValueError("it has benchmarks without a name")
+    return run
+
+
 def recorded(run: dict[str, Any], commit: str | None = None) -> dict[str, Any]:
     """What is kept of pytest-benchmark's JSON; ValueError says why nothing is."""
-    made = run["commit_info"]
+    kept, made = described(run), run["commit_info"]
     if made.get("dirty"):
         raise ValueError("the run was made of uncommitted changes: commit them and run the bench again")
     commit = commit or made["id"]
     if not commit or commit == "unversioned":
         raise ValueError("the run does not say of which commit it is: give it with --commit")
-    if not run["benchmarks"]:
-        raise ValueError("the run has no benchmarks")
-    return described(run) | {"commit": commit}
+    return kept | {"commit": commit}
 
 
 def described(run: dict[str, Any]) -> dict[str, Any]:
-    """pytest-benchmark's JSON in the form of a recorded run, whatever it was made of."""
-    machine = run["machine_info"]
-    return {
-        "datetime": run["datetime"],
-        "commit": run["commit_info"]["id"],
-        "cpu": machine["cpu"].get("brand_raw"),
-        "python": machine["python_version"],
-        **machine["agmh_fast"],
-        "benchmarks": [_row(bench) for bench in run["benchmarks"]],
-    }
+    """pytest-benchmark's JSON in the form of a recorded run, whatever it was made of; ValueError: of other benches."""
+    with of_these_benches():
+        machine = run["machine_info"]
+        return {
+            "datetime": run["datetime"],
+            "commit": run["commit_info"]["id"],
+            "cpu": machine["cpu"].get("brand_raw"),
+            "python": machine["python_version"],
+            **machine["agmh_fast"],
+            "benchmarks": [_row(bench) for bench in run["benchmarks"]],
+        }
+
+
+@contextlib.contextmanager
+def of_these_benches() -> Iterator[None]:
+    """What a run lacks, or has of another type, as ValueError."""
+    try:
+        yield
+    except KeyError as missing:
+        raise ValueError(f"it is no run of these benches: it has no {missing}") from missing
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"it is no run of these benches: {error}") from error
 
 
 def _row(bench: dict[str, Any]) -> dict[str, Any]:
@@ -57,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit", help="of a run outside of a git repository")
     options = parser.parse_args(arguments)
     try:
-        kept = recorded(json.loads(options.run.read_text()), options.commit)
-    except ValueError as error:
+        kept = recorded(load(options.run), options.commit)
+    except (OSError, ValueError) as error:
         print(f"agmh-fast: {options.run}: {error}", file=sys.stderr)
         return 2
     options.result.write_text(json.dumps(kept, indent=1) + "\n")

@@ -6,7 +6,8 @@
 Writes report.md, report.html, and as PNG and SVG the speed-ups, the shares of what is possible, rooflines, peak memory,
 how search scales in queries and items, and the parts of a step of training, each where the run has it. --against
 compares speed-ups where both runs have them, as those do not depend on how fast the machine is, and times elsewhere; a
-row is worse where it lost more than both runs' spread and a tenth. Exit status 1: some are.
+row is worse where it lost more than both runs' spread and a tenth. Exit status 1: some are; 2: a run could not be read,
+which the report of the others leaves out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -175,14 +177,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.against is not None and len(options.runs) != 1:
             raise ValueError("--against compares one run with one")
-        runs = {path.stem: reading.read(path) for path in options.runs}
-        worse = _report(runs, options.output, options.against)
+        runs, unread = _read(options.runs)
+        worse = _report(runs, options.output, options.against) if runs else []
     except (OSError, ValueError, InputError) as error:
         print(f"agmh-fast: {error}", file=sys.stderr)
         return 2
+    for line in unread:
+        print(f"agmh-fast: {line}", file=sys.stderr)
     if worse:
         print(f"agmh-fast: worse than before: {', '.join(worse)}", file=sys.stderr)
-    return 1 if worse else 0
+    return 2 if unread else 1 if worse else 0
+
+
+def _read(paths: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
+    """Runs by a name of their own, and for each that cannot be read a line that says why."""
+    paths = list(dict.fromkeys(paths))
+    stems = Counter(path.stem for path in paths)
+    runs, unread = {}, []
+    for path in paths:
+        name = path.stem if stems[path.stem] == 1 else f"{path.resolve().parent.name}-{path.stem}"
+        if name in runs:
+            raise ValueError(f"{path}: another run has the name {name}: rename one of them")
+        try:
+            runs[name] = reading.read(path)
+        except (OSError, ValueError) as error:
+            unread.append(str(error))
+    return runs, unread
 
 
 def _report(runs: Mapping[str, Any], output: Path | None, against: Path | None) -> list[str]:

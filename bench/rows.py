@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from record import described
+from record import described, load, of_these_benches
 
 from agmh_fast.recorded import seconds
 
 _RATES = {"gpairs_per_s": "Gpairs/s", "gflop_per_s": "GFLOP/s", "images_per_s": "images/s", "gb_per_s": "GB/s"}
+
+# Without these nobody knows where and of what a run was made.
+_ORIGIN = ("datetime", "commit", "cpu", "cores", "torch", "python")
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,17 @@ class Row:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A run: what `--benchmark-json` wrote, or what bench/record.py made of it; ValueError if it is neither."""
-    run = json.loads(path.read_text())
-    if not isinstance(run, dict) or not run.get("benchmarks"):
-        raise ValueError("it holds no benches")
-    return described(run) if "machine_info" in run else run
+    """A run: what `--benchmark-json` wrote, or what bench/record.py made of it; ValueError names a file of neither."""
+    try:
+        run = load(path)
+        run = described(run) if "machine_info" in run else run
+        if missing := [key for key in _ORIGIN if key not in run]:
+            raise ValueError(f"it does not say its {', '.join(missing)}")
+        with of_these_benches():
+            rows(run)
+        return run
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def rows(run: Mapping[str, Any]) -> list[Row]:

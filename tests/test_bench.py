@@ -199,6 +199,7 @@ def test_a_run_outside_of_a_repository_is_given_its_commit(record):
 
 
 PARTS_RUN = {
+    "name": "test_step",
     "scale": 1,
     "contestants": {
         name: {"parts_s": {"data": 0.1, "backbone": seconds, "optimiser": 0.2}}
@@ -212,7 +213,7 @@ def test_a_step_is_drawn_by_its_parts(monkeypatch, tmp_path, recorded):
     monkeypatch.syspath_prepend(str(BENCH))
     import plot_training_step
 
-    run = {"benchmarks": [PARTS_RUN if recorded else {"extra_info": PARTS_RUN}]}
+    run = {"benchmarks": [PARTS_RUN if recorded else {"name": "test_step", "extra_info": PARTS_RUN}]}
     assert plot_training_step.parts_of(run)["ours"]["backbone"] == 2
     source, picture = tmp_path / "run.json", tmp_path / "out.png"
     source.write_text(json.dumps(run))
@@ -226,7 +227,7 @@ def test_a_run_without_a_full_step_is_not_drawn(monkeypatch, tmp_path, capsys, r
     import plot_training_step
 
     source, picture = tmp_path / "run.json", tmp_path / "out.png"
-    source.write_text(json.dumps({"benchmarks": [{"extra_info": row}]}))
+    source.write_text(json.dumps({"benchmarks": [{"name": "test_step", "extra_info": row}]}))
     assert plot_training_step.main([str(source), str(picture)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not picture.exists()

@@ -234,9 +234,59 @@ def test_new_and_gone_rows_are_told_and_are_not_worse(report, files, capsys):
     assert "| test_topk[64-256-100] | 1 µs | | | gone |" in out
 
 
-@pytest.mark.parametrize("content", ["not JSON", "[]", '{"benchmarks": []}'])
+NO_RUNS = [
+    "not JSON",
+    "[]",
+    '{"benchmarks": []}',
+    '{"benchmarks": [1]}',
+    '{"benchmarks": [{"name": "x"}]}',
+    json.dumps(MACHINE | {"benchmarks": [{"name": "x"}]}),
+    '{"machine_info": {"cpu": {}}, "commit_info": {}, "benchmarks": [{"name": "x"}]}',
+]
+
+
+@pytest.mark.parametrize("content", NO_RUNS)
 def test_what_is_no_run_is_one_line(report, tmp_path, capsys, content):
     source = tmp_path / "run.json"
     source.write_text(content)
     assert report.main([str(source)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"agmh-fast: {source}: ")
+
+
+@pytest.mark.parametrize("content", NO_RUNS)
+def test_what_is_no_run_is_neither_recorded_nor_drawn(tmp_path, capsys, content):
+    import plot_hamming
+    import record
+
+    source, result = tmp_path / "run.json", tmp_path / "result"
+    source.write_text(content)
+    for command in (record.main, plot_hamming.main):
+        assert command([str(source), str(result)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"agmh-fast: {source}: ")
+        assert not result.exists()
+
+
+def test_a_run_that_cannot_be_read_costs_the_others_nothing(report, files, tmp_path, capsys):
+    paths = [str(tmp_path / "none.json"), str(files({"benchmarks": []})), str(files(RUN))]
+    assert report.main(paths) == 2
+    out, err = capsys.readouterr()
+    assert [line.startswith("## ") for line in out.splitlines()].count(True) == 1
+    assert "| test_race | 250 ms |" in out
+    assert [path in line for path, line in zip(paths, err.splitlines(), strict=False)] == [True, True]
+    assert len(err.splitlines()) == 2
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(report, tmp_path, capsys):
+    paths = [tmp_path / name for name in ("a/run.json", "b/run.json", "b/other.json")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(RUN))
+    assert report.main([str(path) for path in paths]) == 0
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("## ")]
+    assert headings == ["## a-run", "## b-run", "## other"]
+    (tmp_path / "c/a").mkdir(parents=True)
+    (tmp_path / "c/a/run.json").write_text(json.dumps(RUN))
+    assert report.main([str(paths[0]), str(tmp_path / "c/a/run.json")]) == 2
+    assert "another run has the name a-run" in capsys.readouterr().err
