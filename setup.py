@@ -19,6 +19,8 @@ from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0")
+# Torch's names of those before 8.0, where the products on tensor cores that the kernels use do not exist.
+TOO_OLD = ("Kepler", "Maxwell", "Pascal", "Volta", "Turing")
 # Torch from this version on can load the module: the stable ABI's target, in torch's own coding of 2.11.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 WARNINGS = ["-Wall", "-Wextra"]
@@ -115,6 +117,14 @@ def architectures(folder: Path) -> str:
     return ";".join(known) + "+PTX"
 
 
+def check_architectures() -> None:
+    """Stop with one line where TORCH_CUDA_ARCH_LIST names what the kernels cannot be compiled for."""
+    for entry in re.split(r"[;\s]+", os.environ["TORCH_CUDA_ARCH_LIST"]):
+        major = re.match(r"\d+", entry)
+        if entry.startswith(TOO_OLD) or (major is not None and int(major[0]) < 8):
+            stop(f"TORCH_CUDA_ARCH_LIST names {entry}: the CUDA part needs 8.0 or later; AGMH_FAST_CUDA=0 omits it")
+
+
 def cuda_toolkit() -> Path | None:
     """The toolkit to build with, or None after one line that says why the CUDA part is left out."""
     wanted = os.environ.get("AGMH_FAST_CUDA", "auto")
@@ -126,12 +136,14 @@ def cuda_toolkit() -> Path | None:
     try:
         folder, version = find_toolkit()
         check_nvcc(folder)
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures(folder))
+        if "TORCH_CUDA_ARCH_LIST" not in os.environ:
+            os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(folder)
     except Unfit as reason:
         if wanted == "1":
             stop(f"AGMH_FAST_CUDA=1, but {reason}")
         print(f"agmh-fast: building without CUDA: {reason}")
         return None
+    check_architectures()
     print(f"agmh-fast: building with CUDA {version} from {folder}")
     return folder
 

@@ -19,16 +19,35 @@ def _setup(*arguments, **environment):
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("nvcc", "mode"), [("no program", 0o644), (SILENT, 0o755)])
-def test_a_broken_nvcc_leaves_the_cuda_part_out(tmp_path, nvcc, mode):
+def _toolkit(folder, nvcc, mode=0o755):
+    """A CUDA toolkit with this program as its nvcc."""
     torch = pytest.importorskip("torch")
     for name in ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(nvcc.format(version=torch.version.cuda))
-    (tmp_path / "bin/nvcc").chmod(mode)
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(nvcc.format(version=torch.version.cuda))
+    (folder / "bin/nvcc").chmod(mode)
+
+
+@pytest.mark.parametrize(("nvcc", "mode"), [("no program", 0o644), (SILENT, 0o755)])
+def test_a_broken_nvcc_leaves_the_cuda_part_out(tmp_path, nvcc, mode):
+    _toolkit(tmp_path, nvcc, mode)
     run = _setup("--version", CUDA_HOME=str(tmp_path), AGMH_FAST_CUDA="auto")
     assert run.returncode == 0, run.stderr
     assert "building without CUDA: " in run.stdout
+
+
+def test_gpus_that_the_kernels_cannot_run_on_are_refused(tmp_path):
+    _toolkit(tmp_path, SILENT.replace("exit 1", "exit 0"))
+    for listed, refused in (
+        ("9.0;7.0+PTX", "7.0+PTX"),
+        ("8.6 Turing", "Turing"),
+        ("8.0;9.0a;10.0+PTX", None),
+    ):
+        run = _setup("--version", CUDA_HOME=str(tmp_path), AGMH_FAST_CUDA="1", TORCH_CUDA_ARCH_LIST=listed)
+        assert (run.returncode != 0) == (refused is not None), run.stderr
+        if refused is not None:
+            said = run.stderr.strip().splitlines()[-1]
+            assert said.startswith(f"agmh-fast: TORCH_CUDA_ARCH_LIST names {refused}: the CUDA part needs 8.0 or later")
 
 
 def test_an_empty_compiler_name_is_one_line(tmp_path):

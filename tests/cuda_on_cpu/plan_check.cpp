@@ -2,6 +2,9 @@
 // bounded.
 #include <cuda_runtime.h>
 
+#include <cstring>
+#include <string_view>
+
 #include "device_cases.h"
 #include "hamming/cuda/append.cuh"
 #include "hamming/cuda/plan.h"
@@ -87,7 +90,12 @@ void check_backends() {
       CHECK(plan_topk(task, 100, task.bits, device).sift_from == kNever);
       const auto check = [&](const char* name, Backend backend, bool has) {
         const Backend before = device.backend;
-        CHECK((use_backend(name, device) == nullptr) == has);
+        const char* obstacle = use_backend(name, device);
+        CHECK((obstacle == nullptr) == has);
+        // What is refused advises what is not.
+        const std::string_view advice(has ? "" : std::strstr(obstacle, "choose "));
+        CHECK(has || (advice.find(name) == advice.npos && advice.find("popc") != advice.npos));
+        CHECK(has || (advice.find("imma") != advice.npos) == has_imma(architecture));
         CHECK(device.backend == (has ? backend : before));
         if (!has || backend == Backend::kPopc) return;
         const TopkPlan plan = plan_topk(task, 100, task.bits, device);

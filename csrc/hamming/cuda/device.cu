@@ -23,16 +23,12 @@ int current_device(Device& device) {
 
 const char* use_backend(const char* name, Device& device) {
   const std::string_view named(name);
-  if (named == "popc")
-    device.backend = Backend::kPopc;
-  else if (named == "bmma" && !has_bmma(device.architecture))
+  if (named != "popc" && named != "bmma" && named != "imma") return "choose popc, bmma or imma";
+  if (named != "popc" && !has_imma(device.architecture))
+    return "this GPU has no products of bits or bytes, compute capabilities from 8.0 on have: choose popc";
+  if (named == "bmma" && !has_bmma(device.architecture))
     return "this GPU has no products of bits, compute capabilities 8.0 to 9.0 have: choose popc or imma";
-  else if (named == "bmma")
-    device.backend = Backend::kBmma;
-  else if (named == "imma" && has_imma(device.architecture))
-    device.backend = Backend::kImma;
-  else
-    return "choose popc, bmma or imma";
+  device.backend = named == "popc" ? Backend::kPopc : named == "bmma" ? Backend::kBmma : Backend::kImma;
   return nullptr;
 }
 
