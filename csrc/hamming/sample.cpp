@@ -1,5 +1,6 @@
 #include "hamming/sample.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 
@@ -8,15 +9,37 @@
 namespace agmh {
 namespace {
 
-// One item of kShare is looked at, at most kMost.
-constexpr int64_t kShare = 64, kMost = 16384;
+// One item of kShare is looked at, at most kMost, at least kFew: so many cost little more than fewer.
+constexpr int64_t kShare = 64, kMost = 16384, kFew = 512;
 // Fewer items than this are searched without a guess.
 constexpr int64_t kLeast = 64 * kShare;
+
+// The distance of each query's k-th nearest, at most `limit`, by counting every distance.
+std::vector<int16_t> counted_limits(const Task& task, Range queries, int64_t k, int limit) {
+  std::vector<int16_t> limits(static_cast<size_t>(queries.size()), static_cast<int16_t>(limit));
+  // Masked items are farther than any.
+  std::vector<int32_t> counts(static_cast<size_t>(queries.size() * (task.bits + 2)));
+  scan_tiles(task, queries, {0, task.size()}, [&](int64_t query, int64_t, const int16_t* distances, int count) {
+    int32_t* const of_query = counts.data() + (query - queries.begin) * (task.bits + 2);
+    for (int i = 0; i < count; ++i) ++of_query[std::min<int>(distances[i], task.bits + 1)];
+  });
+  for (int64_t q = 0; q < queries.size(); ++q) {
+    const int32_t* const of_query = counts.data() + q * (task.bits + 2);
+    int64_t within = 0;
+    for (int distance = 0; distance < limit; ++distance) {
+      within += of_query[distance];
+      if (within < k) continue;
+      limits[static_cast<size_t>(q)] = static_cast<int16_t>(distance);
+      break;
+    }
+  }
+  return limits;
+}
 
 }  // namespace
 
 std::vector<int64_t> sample_positions(int64_t size) {
-  std::vector<int64_t> positions(static_cast<size_t>(size < kLeast ? 0 : std::min(size / kShare, kMost)));
+  std::vector<int64_t> positions(static_cast<size_t>(size < kLeast ? 0 : std::clamp(size / kShare, kFew, kMost)));
   // One in each of equal shares, at a place that no period of the data meets; what is left over at the end is not seen.
   const int64_t count = static_cast<int64_t>(positions.size());
   const uint64_t share = count == 0 ? 0 : static_cast<uint64_t>(size / count);
@@ -55,6 +78,7 @@ std::vector<int16_t> guess_limits(const Task& task, Range queries, int64_t k, in
     sample.mask = mask.data() - queries.begin * count;
     sample.mask_stride = count;
   }
+  if (count <= kFew) return counted_limits(sample, queries, needed, limit);
   // The sample itself is searched within a guess from some of it.
   const std::vector<int16_t> within = guess_limits(sample, queries, needed, limit);
   const int64_t capacity = Nearest::capacity(needed);
