@@ -51,7 +51,7 @@ def draw(lines: Lines) -> Figure:
     colors = matplotlib.colormaps["viridis_r"]
     axes.axhline(1, color=INK, linewidth=0.9)
     beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 8.5, "color": INK}
-    axes.annotate("every distance, nothing else", (0, 1), (4, 4), **beside)
+    axes.annotate("every distance,\nnothing else", (1, 1), (6, 0), va="center", annotation_clip=False, **beside)
     for i, (bits, points) in enumerate(lines.items()):
         color = colors(0.15 + 0.85 * i / max(1, len(lines) - 1))
         axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3.5, linewidth=1.6, label=f"{bits}")
