@@ -95,25 +95,24 @@ class StreamArguments(DeviceArguments):
     """For an index whose codes stay in host memory: what it is to keep goes there, masks may lie in either."""
 
     def codes(self, codes: Array, bits: int) -> np.ndarray:
-        return packed_rows("codes", _from_device(codes), bits)
+        return packed_rows("codes", self._in_host_memory("codes", codes), bits)
 
     def ids(self, ids: Array) -> np.ndarray:
-        return id_list("ids", _from_device(ids))
+        return id_list("ids", self._in_host_memory("ids", ids))
 
     def allowed(self, mask: Array | None, queries: int) -> tuple[Tensor | None, np.ndarray | None]:
         if isinstance(mask, Tensor) and mask.device.type != "cpu":
             kept, listed = super().allowed(mask, queries)
-            return kept, None if listed is None else _from_device(listed).numpy()
+            return kept, None if listed is None else self._in_host_memory("mask", listed).numpy()
         held, ids = allowed_items(mask, queries)
         return None if held is None else array_to_tensor("mask", held), ids
 
-
-def _from_device(values: Array) -> Array:
-    """A copy in host memory of a tensor of a GPU; anything else as it is."""
-    if not isinstance(values, Tensor) or values.device.type == "cpu":
-        return values
-    with memory_errors(values.device):
-        return values.cpu()
+    def _in_host_memory(self, name: str, values: Array) -> Array:
+        """A copy there of a tensor on the index's device; what is not a tensor of a device as it is."""
+        if not isinstance(values, Tensor) or values.device.type == "cpu":
+            return values
+        with memory_errors(self._device):
+            return self._here(name, values).cpu()
 
 
 def _dtype(tensor: Tensor) -> str:
