@@ -16,7 +16,7 @@ using DistanceKernel = void (*)(const uint8_t* query, const uint8_t* rows, int c
 // Rows that are compared at a time, at most.
 inline constexpr int kMaxTile = 1024;
 
-// What functions that write a list of indices, or of distances beside it, may write beyond its end.
+// What functions that write a list of indices or of keys may write beyond its end.
 inline constexpr int kIndexSlack = 64;
 
 // An item near a query, its distance and position in one word, so that words are ordered as results are: 16 and 48
