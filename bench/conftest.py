@@ -66,6 +66,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "threads": agmh_fast.get_num_threads(),
         "full": config.getoption("--full"),
         "cores": len(os.sched_getaffinity(0)),
+        "real_time": {os.SCHED_FIFO: "SCHED_FIFO", os.SCHED_RR: "SCHED_RR"}.get(os.sched_getscheduler(0)),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "capability": ".".join(map(str, torch.cuda.get_device_capability())) if cuda else None,
         "cuda": torch.version.cuda,
@@ -134,5 +135,6 @@ def take_turns(benchmark: Any) -> Callable[..., dict[str, list[float]]]:
 
 @pytest.fixture
 def contest(benchmark: Any, take_turns: Any, say: Callable[[str], None], request: Any) -> Callable[..., None]:
-    """contest(sides, work, …): see `compete`."""
-    return functools.partial(compete, Stage(benchmark, take_turns, say, request.node.name))
+    """contest(sides, work, …): see `compete`. Rows of modules that have no DEVICE run on the processor."""
+    device = getattr(request.module, "DEVICE", torch.device("cpu"))
+    return functools.partial(compete, Stage(benchmark, take_turns, say, request.node.name, device))

@@ -8,7 +8,8 @@
     bytes, operations, operation  what a call of ours must move at least, and compute
     gb_per_s, gpairs_per_s, …     rates of those
     limit, of_limit               what cannot be beaten, or not by much, measured in the same run, and our share of it
-    scale, threads, isa           how it was run
+    device, scale, threads, isa   how it was run
+    copy_gb_per_s                 of a plain copy on that device
     targets, targets_met          what the row is to reach, and whether it does
 """
 
@@ -21,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from limits import Limit, Work, copy_rate
-from measuring import DEVICE, Timed, percentiles
+from measuring import Timed, percentiles
 from targets import SCALE, Target, described, judged
 
 import agmh_fast as af
@@ -65,12 +67,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Stage:
-    """What pytest gives a row."""
+    """What pytest gives a row, and the device that the row runs on."""
 
     benchmark: Any
     take_turns: Callable[..., dict[str, list[float]]]
     say: Callable[[str], None]
     row: str
+    device: torch.device
 
 
 def compete(
@@ -107,6 +110,7 @@ def compete(
     verdicts = judged(targets, measured)
     stage.benchmark.extra_info.update(
         facts,
+        device=stage.device.type,
         scale=SCALE,
         threads=af.get_num_threads(),
         isa=_engine.cpu_info()["isa"],
@@ -118,7 +122,7 @@ def compete(
         stage.benchmark.extra_info["against"] = baseline
     if limit is not None:
         stage.benchmark.extra_info["limit"] = limit.name
-    stage.benchmark.extra_info["copy_gb_per_s"] = copy_rate(DEVICE) / 1e9
+    stage.benchmark.extra_info["copy_gb_per_s"] = copy_rate(stage.device) / 1e9
     stage.benchmark.extra_info["contestants"] = {
         name: percentiles(each)
         | {"units": sides[name].units, "times_ours": medians[name] / medians[ours]}

@@ -72,6 +72,6 @@ def argsort_precision(q: torch.Tensor, x: torch.Tensor, labels_q: torch.Tensor, 
     for query, label in zip(q, labels_q, strict=True):
         order = (0.5 * (x.shape[1] - x @ query)).argsort(stable=True)
         ranks = 1 + (labels_x[order] == label).nonzero()[:, 0]
-        count = torch.arange(1, len(ranks) + 1)
-        found.append((count / ranks).mean().double() if len(ranks) else torch.zeros((), dtype=torch.float64))
+        count = torch.arange(1, len(ranks) + 1, device=x.device)
+        found.append((count / ranks).sum().double() / max(1, len(ranks)))
     return torch.stack(found)

@@ -1,4 +1,4 @@
-"""Rooflines of a run: rates of products, and of bits compared, by the operations for a byte that moves."""
+"""Rooflines of a run by device: rates of products, and of bits compared, by the operations for a byte that moves."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # What is counted, as its axes call it.
 KINDS = {"flop": "floating-point operations", "pair": "bits compared"}
+DEVICES = {"cpu": "processor", "cuda": "GPU"}
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Roofline:
     most: float
 
 
-def roofline(benches: Sequence[Mapping[str, Any]], kind: str) -> Roofline | None:
-    """Of the rows that count such operations; None where a run has not both roofs.
+def roofline(benches: Sequence[Mapping[str, Any]], kind: str, device: str = "cpu") -> Roofline | None:
+    """Of the rows on that device that count such operations; None where a run has not both roofs.
 
-    The upper roof is the rate of products or, of bits, the fastest loop that computes distances and keeps none.
+    The upper roof is the rate of products or, of bits, the fastest loop that computes distances and keeps none, on a
+    GPU that of counting bits. Rows that do not say their device are a processor's.
     """
-    chosen = [row for row in benches if row.get("operation") == kind and row.get("bytes") and row.get("copy_gb_per_s")]
+    chosen = [row for row in benches if row.get("operation") == kind and row.get("device", "cpu") == device]
+    chosen = [row for row in chosen if row.get("bytes") and row.get("copy_gb_per_s")]
     chosen = [row for row in chosen if row.get("scale", 1) == 1]
     roofs = [most for row in chosen if (most := _most(row, kind)) is not None]
     if not roofs:
@@ -49,6 +52,8 @@ def _most(row: Mapping[str, Any], kind: str) -> float | None:
     """Operations a second that this row's machine was seen to do at most."""
     if kind == "flop":
         return row["product_gflop_per_s"] * 1e9 if "product_gflop_per_s" in row else None
+    if "popcounts_per_s" in row:
+        return 32 * row["popcounts_per_s"]
     if row.get("limit") != "distance loop":
         return None
     return row["gpairs_per_s"] / row["of_limit"] * 1e9 * row["bits"]
@@ -60,7 +65,7 @@ def _order(series: tuple[str, Any]) -> tuple[int, str]:
     return (int(number) if number.isdigit() else 0, series[0])
 
 
-def draw(found: Roofline, kind: str) -> Figure:
+def draw(found: Roofline, kind: str, device: str = "cpu") -> Figure:
     """The picture: a dot a row, a colour a series, under the two roofs."""
     import matplotlib
 
@@ -81,6 +86,6 @@ def draw(found: Roofline, kind: str) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel(f"{KINDS[kind]}, for a byte that must move", fontsize=9, color=MUTED)
     axes.set_ylabel("a second", fontsize=9, color=MUTED)
-    dress(axes, f"{KINDS[kind].capitalize()} a second, under what this machine gives")
+    dress(axes, f"{KINDS[kind].capitalize()} a second, under what this {DEVICES[device]} gives")
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +44,12 @@ NOISE = 0.1
 
 
 def machine(run: Mapping[str, Any]) -> str:
-    """Where and of what a run was made, in a sentence; one without a GPU says so."""
+    """Where and of what a run was made, in a sentence; one without a GPU says so, and one that others gave way to."""
     where = f"{run['gpu']}, " if run.get("gpu") else ""
+    urgent = f" at real-time priority ({run['real_time']})" if run.get("real_time") else ""
     only = "" if run.get("gpu") else " No GPU: nothing here was measured on one."
     return (
-        f"{where}{run['cpu']}, {run['cores']} cores, torch {run['torch']}, Python {run['python']}, "
+        f"{where}{run['cpu']}, {run['cores']} cores{urgent}, torch {run['torch']}, Python {run['python']}, "
         f"{run['datetime'][:10]}, commit {run['commit'][:10]}.{only}"
     )
 
@@ -68,7 +69,7 @@ def _beside(row: Row) -> str:
 
 def _groups(found: Sequence[Row]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """The rows of each group as cells: time, speed-up, share of the limit, rate, memory, and the targets missed."""
-    for group, members in groupby(found, key=lambda row: row.group):
+    for group, members in itertools.groupby(found, key=lambda row: row.group):
         cells = []
         for row in members:
             share = f"{row.share:.0%} of {row.limit}" if row.share is not None else ""
@@ -118,10 +119,10 @@ def _pictures(run: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
         figure = draw(found)
         if figure is not None:
             yield name, figure
-    for kind in plot_roofline.KINDS:
-        roofline = plot_roofline.roofline(run["benchmarks"], kind)
+    for kind, device in itertools.product(plot_roofline.KINDS, plot_roofline.DEVICES):
+        roofline = plot_roofline.roofline(run["benchmarks"], kind, device)
         if roofline is not None:
-            yield f"roofline-{kind}s", plot_roofline.draw(roofline, kind)
+            yield f"roofline-{kind}s-{device}", plot_roofline.draw(roofline, kind, device)
     with contextlib.suppress(ValueError):
         yield "queries", plot_hamming.draw(plot_hamming.shares(run))
     with contextlib.suppress(ValueError):
@@ -160,8 +161,10 @@ ALT = {
     "speedups": "Bars of how many times faster each row is than its baseline",
     "shares": "Bars of the share of its limit that each row reaches",
     "memory": "Bars of the peak memory of each contestant",
-    "roofline-flops": "Roofline of products: a point a row under copy bandwidth and the rate of products",
-    "roofline-pairs": "Roofline of bits compared: a point a row under copy bandwidth and the loop of distances",
+    "roofline-flops-cpu": "Roofline of products: a point a row under copy bandwidth and the rate of products",
+    "roofline-pairs-cpu": "Roofline of bits compared: a point a row under copy bandwidth and the loop of distances",
+    "roofline-flops-cuda": "Roofline of products on the GPU: a point a row under copy bandwidth and rate of products",
+    "roofline-pairs-cuda": "Roofline of bits compared on the GPU: a point a row under copy bandwidth and bits counted",
     "queries": "Share of the loop of distances by queries at once, a line for each width of codes",
     "step": "A step of training as stacked bars of its parts, the published step beside ours",
     "items": "Time of a query by the number of items, a line for each number of queries",

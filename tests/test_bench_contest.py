@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 
@@ -19,7 +20,7 @@ def contest(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     import contest
 
-    monkeypatch.setattr(contest, "copy_rate", lambda device: 8e9)
+    monkeypatch.setattr(contest, "copy_rate", lambda device: {"cpu": 8e9, "cuda": 4e12}[device.type])
     return contest
 
 
@@ -27,10 +28,11 @@ def contest(monkeypatch):
 def recorded(contest):
     """recorded(seconds, ...) -> extra_info of a row whose sides took so long, and the lines that it said."""
 
-    def run(seconds, units, *arguments, **options):
+    def run(seconds, units, *arguments, device="cpu", **options):
         lines = []
         benchmark = SimpleNamespace(extra_info={})
-        stage = contest.Stage(benchmark, lambda entries, rounds, budget: seconds, lines.append, "test_row")
+        where = torch.device(device)
+        stage = contest.Stage(benchmark, lambda entries, rounds, budget: seconds, lines.append, "test_row", where)
         facts = options.pop("facts", {})
         sides = {name: contest.Side(lambda: None, units[name], facts=facts.get(name, {})) for name in seconds}
         contest.compete(stage, sides, *arguments, **options)
@@ -76,9 +78,14 @@ def test_the_devices_own_time_counts_where_it_is_known(contest, recorded):
     assert "targets" not in info
 
 
+@pytest.mark.parametrize(("device", "copied"), [("cpu", 8.0), ("cuda", 4000.0)])
+def test_a_row_has_the_memory_of_the_device_that_it_runs_on(contest, recorded, device, copied):
+    info, _ = recorded({"ours": [2.0, 2.0]}, {"ours": 1}, contest.Work(bytes=8), device=device)
+    assert (info["device"], info["copy_gb_per_s"]) == (device, copied)
+
+
 def test_the_slower_of_bytes_and_products_is_the_roof(contest, monkeypatch):
     import limits
-    import torch
 
     monkeypatch.setattr(limits, "copy_rate", lambda device: 10.0)
     monkeypatch.setattr(limits, "product_rate", lambda device, dtype: 100.0)

@@ -140,7 +140,7 @@ def test_the_report_has_a_table_and_pictures(report, files, tmp_path, capsys):
         in page
     )
     assert "Not measured: published, torch.compile (no compiler)." in text
-    for picture in ("speedups", "shares", "memory", "roofline-flops", "roofline-pairs", "queries", "items"):
+    for picture in ("speedups", "shares", "memory", "roofline-flops-cpu", "roofline-pairs-cpu", "queries", "items"):
         assert f"![{picture} of run0](run0-{picture}.svg)" in text
         assert (tmp_path / "out" / f"run0-{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / "out" / f"run0-{picture}.svg").read_text()
@@ -182,6 +182,23 @@ def test_rooflines_are_of_what_was_measured():
     assert plot_roofline.roofline([SEARCH | {"scale": 0.01}], "pair") is None
 
 
+def test_a_device_has_a_roofline_of_its_own(report, files, tmp_path):
+    pytest.importorskip("matplotlib")
+    import plot_roofline
+
+    on_gpu = {"device": "cuda", "copy_gb_per_s": 4000.0}
+    counts = {"popcounts_per_s": 1e12, "limit": "memory or population counts"}
+    run = RUN | {"benchmarks": [*RUN["benchmarks"], KERNEL | on_gpu, SEARCH | on_gpu | counts | {"name": "test_gpu"}]}
+    for kind, most in (("flop", 2e11), ("pair", 32e12)):
+        found = plot_roofline.roofline(run["benchmarks"], kind, "cuda")
+        assert (found.bytes_per_s, found.most) == (4e12, most)
+        assert [len(points) for points in found.points.values()] == [1]
+        assert plot_roofline.roofline(run["benchmarks"], kind) == plot_roofline.roofline(RUN["benchmarks"], kind)
+    assert report.main([str(files(run)), "--output", str(tmp_path)]) == 0
+    drawn = {path.name for path in tmp_path.glob("run0-roofline-*.png")}
+    assert drawn == {f"run0-roofline-{kind}s-{device}.png" for kind in ("flop", "pair") for device in ("cpu", "cuda")}
+
+
 def test_time_by_items_has_a_line_where_there_are_several():
     import plot_items
 
@@ -193,6 +210,11 @@ def test_a_run_on_a_gpu_names_it(report):
     text = report.machine(MACHINE | {"gpu": "NVIDIA H100"})
     assert text.startswith("NVIDIA H100, ")
     assert "No GPU" not in text
+
+
+def test_a_run_that_others_gave_way_to_says_so(report):
+    assert "priority" not in report.machine(MACHINE | {"real_time": None})
+    assert "2 cores at real-time priority (SCHED_FIFO), torch" in report.machine(MACHINE | {"real_time": "SCHED_FIFO"})
 
 
 @pytest.mark.parametrize(
