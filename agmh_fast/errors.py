@@ -36,6 +36,11 @@ def _whole(value: object) -> int | None:
         return None
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, of one that says nothing its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def shown(value: object) -> str:
     """`value` for a message: on one line, and short."""
     try:

@@ -18,7 +18,7 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
-# The start of a target's name that its temporary files carry: a name has 255 bytes at most.
+# Bytes of a target's name that its temporary files carry: a name has 255 at most.
 _STEM = 200
 
 
@@ -60,7 +60,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _create_locked(target: Path) -> tuple[Path, BinaryIO]:
     """A new file beside `target`, locked for as long as this process lives or holds it open."""
     while True:
-        temporary = target.with_name(f".{target.name[:_STEM]}.{secrets.token_hex(8)}")
+        temporary = target.with_name(f"{_start_of(target)}{secrets.token_hex(8)}")
         file = temporary.open("xb")
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks: nobody can take it for left over either
@@ -75,13 +75,18 @@ def _remove_left_over(target: Path) -> None:
     """Remove temporary files of `target` whose process is gone: they are locked no more."""
     if fcntl is None:
         return
-    ours = re.compile(re.escape(f".{target.name[:_STEM]}.") + "[0-9a-f]{16}")
+    ours = re.compile(re.escape(_start_of(target)) + "[0-9a-f]{16}")
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         found = [entry.path for entry in entries if ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
         for path in found:
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(path)
+
+
+def _start_of(target: Path) -> str:
+    """What the names of a target's temporary files begin with; a character that is cut in two is kept by its bytes."""
+    return f".{os.fsdecode(os.fsencode(target.name)[:_STEM])}."
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agmh_fast.errors import InputError
+from agmh_fast.errors import InputError, first_line
 from agmh_fast.ops import attention as _attention
 from agmh_fast.ops import descriptor as _descriptor
 from agmh_fast.ops import dispersion as _dispersion
@@ -70,10 +70,15 @@ def explain(op: str, *args: Any) -> Choice:
     """Which implementation `impl="auto"` takes for these tensors, and why not a faster one; print it for one line.
 
     op: the name of a function here; args: its first arguments, tensors or arrays, e.g. `explain("hamming_topk", q, x)`.
+    Raises InputError for an unknown name, and for arguments that are too few to tell, or not that function's.
     """
     if op not in OPS:
         raise InputError(f"op must be one of {', '.join(OPS)}, got {op!r}")
-    return OPS[op].explain(*(array_to_tensor("args", arg) if isinstance(arg, np.ndarray) else arg for arg in args))
+    given = [array_to_tensor("args", arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+    try:
+        return OPS[op].explain(*given)
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"args must begin as those of functional.{op} do: {first_line(error)}") from error
 
 
 def batch_norm_relu_mean(

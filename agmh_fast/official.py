@@ -151,8 +151,14 @@ def _side_by_side(parts: list[Tensor]) -> Tensor:
     """Descriptors (B, C, H, W) as one (B, D·C, H, W): the tensor they are chunks of, or a copy."""
     base, channels = parts[0]._base, sum(part.shape[1] for part in parts)
     if base is not None and base.dim() == 4 and base.shape[1] == channels:
-        chunks = base.chunk(len(parts), dim=1)
-        if all(a.data_ptr() == b.data_ptr() and a.stride() == b.stride() for a, b in zip(parts, chunks, strict=True)):
+        # Chunks made without gradients are of the same memory, but not of its history.
+        whole = all(
+            part.data_ptr() == chunk.data_ptr()
+            and part.stride() == chunk.stride()
+            and (part.grad_fn is not None) == base.requires_grad
+            for part, chunk in zip(parts, base.chunk(len(parts), dim=1), strict=True)
+        )
+        if whole:
             return base
     return torch.cat(parts, dim=1)
 

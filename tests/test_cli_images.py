@@ -199,6 +199,19 @@ def test_index_and_search_with_images(folder, capsys):
     require_mistake(capsys, "search far.safetensors images/7.jpg", "was not made of encoded images")
 
 
+def test_an_index_keeps_what_it_is_of(folder, capsys):
+    assert run(capsys, "encode runs/12bits images --output all")[0] == 0
+    assert run(capsys, "index all --output db")[0] == 0
+    np.save("bad.npy", np.full((3, 2), 255, np.uint8))
+    require_mistake(capsys, "index bad.npy --bits 12 --output db", "row 0 has bits set beyond the 12 bits")
+    assert run(capsys, "search db images/7.jpg -k 1")[0] == 0
+    # Items that came by another way have no image.
+    index = af.HammingIndex.load("db")
+    index.add(index.codes[:1])
+    index.save("db")
+    require_mistake(capsys, "search db images/7.jpg -k 1", "does not name: write it anew")
+
+
 def test_codes_of_another_model_are_refused(folder, capsys):
     assert run(capsys, "encode runs/12bits images --output all")[0] == 0
     assert run(capsys, "index all --output db")[0] == 0

@@ -51,6 +51,17 @@ def test_a_temporary_file_taken_for_left_over_is_made_anew(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_long_name_is_counted_in_bytes(tmp_path):
+    """A file system takes 255 of them, of which one character may be four."""
+    target = tmp_path / ("図" * 84)
+    left = tmp_path / f".{os.fsdecode(os.fsencode(target.name)[:200])}.{'0' * 16}"
+    left.write_text("of a process that is gone")
+    with atomic_write(target) as temporary:
+        assert len(os.fsencode(temporary.name)) <= 255
+        temporary.write_text("new")
+    assert os.listdir(tmp_path) == [target.name]
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

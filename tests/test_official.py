@@ -78,6 +78,16 @@ def test_fused_features_are_not_copied(monkeypatch):
     assert seen[0] is leaf
 
 
+def test_chunks_made_without_gradients_pass_none_on():
+    attentions, leaf = _attentions(2), make_features(2, 10, 2, 3, 3).requires_grad_()
+    with torch.no_grad():
+        parts = (leaf * 1).chunk(2, dim=1)
+        views = leaf.chunk(2, dim=1)
+    for chunks in (parts, views):
+        loss = Feat_Loss()(None, None, [attend(x) for attend, x in zip(attentions, chunks, strict=True)], "cpu")
+        assert torch.autograd.grad(loss, leaf, allow_unused=True) == (None,)
+
+
 def test_lazy_maps_behave_as_tensors():
     (attention,) = _attentions(1)
     twin, x = _reference_of(attention), make_features(1, 10, 3, 4, 4).requires_grad_()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agmh_fast.cli.command import Command, add_json, print_json, read_npy
 from agmh_fast.cli.images import index_paths, search_images
-from agmh_fast.errors import require
+from agmh_fast.errors import InputError, require
 
 if TYPE_CHECKING:
     from agmh_fast.train.encoded import Encoded
@@ -33,9 +33,15 @@ def _index(args: argparse.Namespace) -> None:
     codes = read_npy("codes", path, mmap=True)
     names = index_paths(args.output)
     with writing(names.parent):
+        earlier = names.read_text(encoding="utf-8") if names.is_file() else None
         # Those of an earlier index of this name go first: they are not this one's.
         names.unlink(missing_ok=True)
-        HammingIndex.save_codes(args.output, codes, bits)
+        try:
+            HammingIndex.save_codes(args.output, codes, bits)
+        except InputError:
+            if earlier is not None:
+                write_text(names, earlier)
+            raise
         if encoded is not None:
             write_text(names, encoded.to_json())
     if args.json:

@@ -18,6 +18,7 @@ _SHOWN = 4
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option --model."""
     parser.add_argument("--model", default="best", help="best, as it was selected, or final (default: %(default)s)")
 
 
@@ -74,6 +75,8 @@ def search_images(args: argparse.Namespace, index: HammingIndex) -> None:
     fits = encoder.bits == index.bits
     require(fits, f"run: the index has codes of {index.bits} bits, the model gives {encoder.bits} ({encoder.run!r})")
     items.require_same_model(encoder)
+    known = len(index) == 0 or int(index.ids[-1]) < len(items.paths)
+    require(known, f"index: {args.index!r} has items that {str(stored)!r} does not name: write it anew")
     queries = unlabelled(args.queries)
     codes = encode_set(encoder.model, queries).cpu().numpy()
     found = index.search(codes, args.k, max_distance=args.max_distance)

@@ -18,7 +18,7 @@ from agmh_fast.metrics.tie_groups import TieGroups
 from agmh_fast.metrics.tie_scores import tie_scores
 from agmh_fast.ops.arrays import array_to_tensor
 from agmh_fast.ops.codes import check_bits, check_codes
-from agmh_fast.ops.hamming import hamming_ranked_histogram
+from agmh_fast.ops.hamming import check_multi_hot, hamming_ranked_histogram
 
 # Scratch does not grow with Q or N: histograms of so many counts are made at a time, and closed forms work on parts of
 # them that stay in cache and are too small for torch to hand to a second thread.
@@ -184,6 +184,7 @@ def _items(name: str, codes: Any, labels: Any, bits: int) -> tuple[Tensor, Tenso
         len(labels) == len(codes),
         f"{labels_name} must have one row for each row of {codes_name}: {len(codes)}, got {len(labels)}",
     )
+    check_multi_hot(labels_name, labels)
     return codes, labels.long() if labels.dim() == 1 else labels
 
 

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from agmh_fast.errors import InputError, require
+from agmh_fast.errors import InputError, first_line, require
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -82,9 +82,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(
-            f"weights: cannot read {str(file)!r} as plain tensors: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"weights: cannot read {str(file)!r} as plain tensors: {first_line(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights: {str(file)!r} does not hold a state dict of tensors")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agmh_fast import functional
-from agmh_fast.errors import require
+from agmh_fast.errors import require, require_int
 from agmh_fast.ops import all_ranks
 
 
@@ -24,12 +24,13 @@ class DescriptorGroup(nn.Module):
         super().__init__()
         names = {"auto"}.union(*(op.implementations for op in functional.OPS.values()))
         require(impl in names, f"impl must be one of {', '.join(sorted(names))}, got {impl!r}")
-        channels = num_descriptors * descriptor_dim
+        dim = require_int("descriptor_dim", descriptor_dim, 1)
+        channels = require_int("num_descriptors", num_descriptors, 1) * dim
         self.conv = nn.Conv2d(in_channels, channels, 1)
         self.bn = nn.BatchNorm2d(channels)
         self.impl = impl
         # Kaiming's fan-out is that of one descriptor: they are separate convolutions side by side.
-        nn.init.normal_(self.conv.weight, 0, math.sqrt(2 / descriptor_dim))
+        nn.init.normal_(self.conv.weight, 0, math.sqrt(2 / dim))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, bn = self.conv(x), self.bn

@@ -124,12 +124,13 @@ def _sign_bits(x: Tensor) -> Tensor:
         return x >= 0
     values = x.to(torch.int64)
     signed = x.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
-    if not trusted and not _all_of(values, 0, 1) and not (signed and _all_of(values, -1, 1)):
+    if not trusted and not all_of(values, 0, 1) and not (signed and all_of(values, -1, 1)):
         raise InputError("x: integers must be all of {0, 1} or all of {-1, +1}; for signs of other numbers give floats")
     return values > 0
 
 
-def _all_of(values: Tensor, low: int, high: int) -> bool:
+def all_of(values: Tensor, low: int, high: int) -> bool:
+    """Whether every value is one of these two; on a GPU it waits for the device."""
     return bool(((values == low) | (values == high)).all())
 
 

@@ -138,12 +138,12 @@ class _NormalizeReluMean(torch.autograd.Function):
 batch_norm_relu_mean = Op("batch_norm_relu_mean")
 
 
-def _kernel_obstacle(x: Tensor, *_: Any) -> str | None:
-    """Why the Triton kernels cannot serve these arguments, or None."""
-    return features_obstacle(x)
+def _norm_obstacle(y: Tensor, *_: Any) -> str | None:
+    """Why the Triton kernels cannot normalise y, or None."""
+    return features_obstacle("y", y)
 
 
-@batch_norm_relu_mean.register("triton", obstacle=_kernel_obstacle)
+@batch_norm_relu_mean.register("triton", obstacle=_norm_obstacle)
 def _triton(
     y: Tensor,
     gamma: Tensor,
@@ -212,7 +212,12 @@ def check_batch_norm(
 encode_descriptors = Op("encode_descriptors")
 
 
-@encode_descriptors.register("triton", obstacle=_kernel_obstacle)
+def _encode_obstacle(x: Tensor, *_: Any) -> str | None:
+    """Why the Triton kernels cannot encode x, or None."""
+    return features_obstacle("x", x)
+
+
+@encode_descriptors.register("triton", obstacle=_encode_obstacle)
 def _triton_encode(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return torch.ops.agmh_fast.triton_encode_descriptors(x, *arguments)
 
@@ -307,7 +312,7 @@ def check_encode(
     if hash_weight.dim() != 2 or hash_weight.shape[1] != channels or not 1 <= hash_weight.shape[0] <= MAX_BITS:
         raise InputError(f"hash_weight must be (1..{MAX_BITS}, {channels}), got {tuple(hash_weight.shape)}")
     require(weight.dtype == x.dtype, f"weight is {weight.dtype} and x {x.dtype}: convert one of them")
-    vectors = {"bias": bias, "gamma": gamma, "beta": beta, "mean": mean, "var": var}
+    vectors = {"bias": bias, "gamma": gamma, "beta": beta, "running_mean": mean, "running_var": var}
     _check_vectors("x", x, channels, vectors)
     for name, tensor in (("weight", weight), ("hash_weight", hash_weight)):
         require(tensor.device == x.device, f"x is on {x.device} and {name} on {tensor.device}: move one of them")

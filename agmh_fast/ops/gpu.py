@@ -23,12 +23,12 @@ def gpu_obstacle(name: str, tensor: Tensor) -> str | None:
     return None
 
 
-def features_obstacle(features: Tensor) -> str | None:
-    """Why no Triton kernel can serve features (B, channels, H, W); None if one can."""
-    if (obstacle := gpu_obstacle("features", features)) is not None:
+def features_obstacle(name: str, features: Tensor) -> str | None:
+    """Why no Triton kernel can serve features (B, channels, H, W), called `name` in the answer; None if one can."""
+    if (obstacle := gpu_obstacle(name, features)) is not None:
         return obstacle
     if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"features must be float32, bfloat16 or float16, and are {features.dtype}"
+        return f"{name} must be float32, bfloat16 or float16, not {features.dtype}"
     if features.shape[1] * features.shape[2] * features.shape[3] >= 2**31:
-        return "one image of the features must have fewer than 2³¹ elements"
+        return f"{name} must have fewer than 2³¹ elements an image"
     return None

@@ -7,6 +7,7 @@ Order is always (distance, position), ascending, so that there is one right answ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.ops import compiled, hamming_torch
 from agmh_fast.ops.arrays import numpy_in_numpy_out
-from agmh_fast.ops.codes import check_bits, check_codes, pack_bits
+from agmh_fast.ops.codes import all_of, check_bits, check_codes, pack_bits
 from agmh_fast.ops.registry import Op
 from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.reference import hamming as reference
@@ -100,8 +101,8 @@ def hamming_histogram(
     """Items at each distance from each query: (Q, bits + 1) int64.
 
     With labels (Q, bits + 1, 2), [..., 0] counting all items and [..., 1] relevant ones. Labels: (rows,) integers,
-    relevant if equal, or (rows, classes) multi-hot of 0 and 1, relevant if a class is shared. Other arguments and
-    errors as `hamming_distance`.
+    relevant if equal, or (rows, classes) multi-hot of 0 and 1, relevant if a class is shared; on a CPU anything else is
+    an InputError. Other arguments and errors as `hamming_distance`.
     """
     q, x, bits = _check_pair(q, x, bits)
     require((labels_q is None) == (labels_x is None), "labels_q and labels_x: give both or neither")
@@ -204,6 +205,7 @@ def _check_labels(labels_q: object, labels_x: object, q: Tensor, x: Tensor) -> t
             labels.dim() == 2 or not labels.is_floating_point(),
             f"{name} must be integers, got {labels.dtype}; multi-hot labels are (rows, classes)",
         )
+        check_multi_hot(name, labels)
         checked.append(labels)
     of_queries, of_items = checked
     require(
@@ -214,6 +216,16 @@ def _check_labels(labels_q: object, labels_x: object, q: Tensor, x: Tensor) -> t
         return of_queries.to(torch.int64).contiguous(), of_items.to(torch.int64).contiguous()
     require(of_queries.shape[1] > 0, "labels_q and labels_x must have at least one class")
     return _label_sets(of_queries), _label_sets(of_items)
+
+
+def check_multi_hot(name: str, labels: Tensor) -> None:
+    """Raise InputError for labels (rows, classes) that hold more than 0 and 1.
+
+    On a GPU, where looking at values would stall the stream, and inside torch.compile, what is not 0 counts as 1.
+    """
+    seen = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    if seen and labels.dim() == 2 and labels.dtype != torch.bool:
+        require(all_of(labels, 0, 1), f"{name} must hold only 0 and 1, being (rows, classes)")
 
 
 def _label_sets(labels: Tensor) -> Tensor:
@@ -235,10 +247,8 @@ def _cuda_obstacle(q: Tensor, *_: object) -> str | None:
     return None if compiled.has_cuda_kernel("hamming_distance") else compiled.WITHOUT_CUDA
 
 
-def _cuda_ranking_obstacle(
-    q: Tensor, x: Tensor, bits: int, labels_q: Tensor, labels_x: Tensor, k: int, cutoffs: list[int]
-) -> str | None:
-    if len(cutoffs) > _CUDA_CUTOFFS:
+def _cuda_ranking_obstacle(q: Tensor, *rest: Any) -> str | None:
+    if len(rest) == 6 and len(rest[-1]) > _CUDA_CUTOFFS:
         return f"it takes at most {_CUDA_CUTOFFS} cutoffs"
     return _cuda_obstacle(q)
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.ops import compiled, hashing_triton
-from agmh_fast.ops.codes import MAX_BITS
+from agmh_fast.ops.codes import MAX_BITS, all_of
 from agmh_fast.ops.registry import Op
 from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.reference import hashing as reference
@@ -131,7 +131,7 @@ def _checked_labels(labels: Tensor) -> Tensor:
         )
         require(int(labels.min()) >= 0, f"labels must be 0 or more, got {int(labels.min())}")
     else:
-        require(bool(((labels == 0) | (labels == 1)).all()), "multi-hot labels must hold only 0 and 1")
+        require(all_of(labels, 0, 1), "multi-hot labels must hold only 0 and 1")
     return labels
 
 

@@ -154,7 +154,7 @@ def dispersion(
 def kernel_obstacle(features: Tensor, params: AttentionParams, *_: Any) -> str | None:
     """Why the kernels cannot compute these peaks, or None."""
     slots, channels = params.query.shape[2], params.descriptor_dim
-    if (obstacle := features_obstacle(features)) is not None:
+    if (obstacle := features_obstacle("features", features)) is not None:
         return obstacle
     if slots > MAX_SLOTS or channels > MAX_CHANNELS:
         limit = f"{MAX_SLOTS} memory slots and {MAX_CHANNELS} channels a descriptor"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agmh_fast.errors import InputError, require
+from agmh_fast.errors import InputError, first_line, require
 from agmh_fast.ops.codes import check_layout, check_rows, padding_error
 
 Array = Any
@@ -136,5 +136,4 @@ def _plain_array(name: str, values: Array) -> np.ndarray:
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{name} cannot be read as an array: {reason}")
+    return InputError(f"{name} cannot be read as an array: {first_line(error)}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from agmh_fast.errors import InputError, require, shown
+from agmh_fast.errors import InputError, first_line, require, shown
 from agmh_fast.ops import compiled
 from agmh_fast.ops.hamming import topk_op
 
@@ -75,7 +75,7 @@ def _why_no_cuda() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
+        said = first_line(error)
     else:
         said = "none is visible"
     if "too old" in said:
@@ -94,7 +94,7 @@ def _trial(device: torch.device) -> str | None:
             code = torch.zeros(1, 1, dtype=torch.uint8, device=device)
             topk_op(code, code, 1, 8, 8, None)
     except RuntimeError as error:
-        said = _PLACE.sub("", str(error).splitlines()[0])
+        said = _PLACE.sub("", first_line(error))
         if "TORCH_CUDA_ARCH_LIST" not in said:
             return said
         major, minor = torch.cuda.get_device_capability(device)

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from agmh_fast.errors import InputError, require, shown
+from agmh_fast.errors import InputError, first_line, require, shown
 
 T = TypeVar("T")
 _Transfer = tuple[Callable[..., Any], Tensor, int]
@@ -225,8 +225,7 @@ class Peers:
             sign, others = torch.zeros(1, dtype=torch.uint8), sorted({peer for _, _, peer in transfers})
             signs: list[_Transfer] = [(dist.irecv, torch.empty_like(sign), peer) for peer in others]
             self._transfer([*signs, *((dist.isend, sign, peer) for peer in others)])
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise LostRankError(others, f"a transfer between GPUs failed ({reason})") from error
+            raise LostRankError(others, f"a transfer between GPUs failed ({first_line(error)})") from error
 
     def _meet(self, like: Tensor) -> Any:
         """NCCL wants all ranks in the first call of a group, and some may have nothing to send."""

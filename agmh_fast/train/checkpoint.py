@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agmh_fast.data import ImageSet, RetrievalData
-from agmh_fast.errors import InputError, require
+from agmh_fast.errors import InputError, first_line, require
 from agmh_fast.files import atomic_write
 
 FILE = "checkpoint.pt"
@@ -62,8 +62,8 @@ class Checkpoint:
             values = torch.load(path, map_location="cpu", weights_only=True)
             return cls(**values)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"output: cannot read {str(path)!r}, delete it and start again: {reason}") from error
+            how = "delete it and start again"
+            raise InputError(f"output: cannot read {str(path)!r}, {how}: {first_line(error)}") from error
 
 
 def stored_settings(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 
 from agmh_fast.data import ImageFiles, batches
 from agmh_fast.data.images import MEAN, STD, read_image
-from agmh_fast.errors import InputError, require
+from agmh_fast.errors import InputError, first_line, require
 from agmh_fast.files import output_folder
 from agmh_fast.modules import AGMH
 from agmh_fast.train.config import PRECISIONS
@@ -59,12 +59,11 @@ class Encoder:
         fits = meta["channels"] == 3 and tuple(meta["mean"]) == MEAN and tuple(meta["std"]) == STD
         dataset = meta["config"]["dataset"]
         require(fits, f"run: the model in {os.fspath(run)!r} takes the images of {dataset!r}, not image files")
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, place = load_run(run, which), device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            model = load_run(run, which, place)
+            model.to(place)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device: cannot use {place!r}: {reason}") from error
+            raise InputError(f"device: cannot use {place!r}: {first_line(error)}") from error
         on_cpu = model.hash_weight.device.type == "cpu"
         require(not on_cpu or precision != "fp16", "precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
         model, folder = model.for_encoding(PRECISIONS[precision]), os.path.abspath(run)

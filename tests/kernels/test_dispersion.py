@@ -191,7 +191,7 @@ def test_what_is_not_served_says_why(monkeypatch):
     with pytest.raises(InputError, match=r"impl='triton' cannot serve.*CUDA device"):
         af.attention_dispersion(features, params, impl="triton")
     assert "CUDA device" in str(af.explain("attention_dispersion", features, params))
-    monkeypatch.setattr(peak_response_triton, "features_obstacle", lambda features: None)
+    monkeypatch.setattr(peak_response_triton, "features_obstacle", lambda *_: None)
     many = make_params(65, 2, 2, 2, torch.float32)
     features = make_features(65, 2, 1, 2, 2, torch.float32)
     with pytest.raises(InputError, match="at most 64 descriptors, not 65"):

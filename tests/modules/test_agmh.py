@@ -194,8 +194,10 @@ def test_bad_input_is_named():
         af.AGMH(8, backbone="resnet9000")
     with pytest.raises(af.InputError, match="feature_channels"):
         af.AGMH(8, backbone=nn.Identity())
-    with pytest.raises(af.InputError, match="memory_size"):
-        tiny_model(memory_size=0)
+    for name in ("num_descriptors", "descriptor_dim", "num_heads", "memory_size"):
+        for number in (0, -1, 2.5):
+            with pytest.raises(af.InputError, match=f"{name} must be a whole number of at least 1"):
+                tiny_model(**{name: number})
     model = tiny_model()
     with pytest.raises(af.InputError, match=r"images must be \(B, channels, H, W\)"):
         model(torch.randn(3, 16, 16))

@@ -223,9 +223,11 @@ def test_bad_input_of_encoding_is_named():
         r"weight must be \(D·C, 4\)": {"weight": good["weight"][:, :3]},
         "weight is torch.float32 and x torch.float64": {"weight": good["weight"].float()},
         r"bias must be \(6,\)": {"bias": good["bias"][:2]},
+        r"running_mean must be \(6,\)": {"running_mean": good["running_mean"][:2]},
+        "running_var must be floating": {"running_var": good["running_var"].long()},
         r"hash_weight must be \(1..4096, 6\)": {"hash_weight": good["hash_weight"][:, :5]},
         "weight on meta": {"weight": good["weight"].to("meta")},
-        "impl='triton' cannot serve encode_descriptors.*CUDA device": {"impl": "triton"},
+        "impl='triton' cannot serve encode_descriptors: x must be on a CUDA device": {"impl": "triton"},
     }.items():
         with pytest.raises(InputError, match=match):
             af.encode_descriptors(**(good | change))

@@ -417,6 +417,10 @@ def _bad(**changes):
             "of equal width",
         ),
         (
+            lambda: hamming.hamming_histogram(**_bad(labels_q=-torch.ones(2, 3), labels_x=torch.zeros(5, 3))),
+            "labels_q must hold only 0 and 1",
+        ),
+        (
             lambda: hamming.hamming_stable_ranking(
                 **_bad(labels_q=torch.zeros(2).long(), labels_x=torch.zeros(5).long(), cutoffs=[3, 1])
             ),

@@ -41,8 +41,16 @@ def test_explain_names_the_known_ops():
     codes = torch.zeros(2, 1, dtype=torch.uint8)
     assert af.explain("hamming_topk", codes, codes).chosen in ("cpu", "torch")
     assert af.explain("hamming_topk", codes.numpy(), codes.numpy()) == af.explain("hamming_topk", codes, codes)
+    assert af.explain("hamming_stable_ranking", codes, codes).chosen in ("cpu", "torch")
     with pytest.raises(InputError, match="op must be one of"):
         af.explain("nonsense")
+
+
+def test_explain_says_which_arguments_it_is_to_be_given():
+    for op in ("attention_dispersion", "update_database_codes"):
+        for args in ((), (torch.zeros(2, 1),)):
+            with pytest.raises(InputError, match=f"args must begin as those of functional.{op} do"):
+                af.explain(op, *args)
 
 
 def test_the_environment_forces_the_reference():
