@@ -96,6 +96,7 @@ def test_version(capsys):
         ("index x.npy --bits 12", "--output"),
         ("search x.npy q.npy", "x.npy"),
         ("search missing q.npy", "missing"),
+        ("search x.npy q.npy --top 3", "unrecognized arguments: --top 3 (see agmh-fast search --help)"),
         ("evaluate --query-codes q.npy --database-codes x.npy --query-labels xl.npy --database-labels xl.npy", "label"),
         ("evaluate --query-codes q.npy", "--query-labels"),
         ("evaluate --query-codes q.npy --report nowhere/scores.html", "report: there is no folder 'nowhere'"),
@@ -136,10 +137,27 @@ def test_index_and_search(files, capsys):
         assert row["ids"] == order.tolist()
         assert row["distances"] == distance[order].tolist()
 
-    code, out, _ = run(capsys, "search db.safetensors q.npy -k 1")
+    code, out, _ = run(capsys, "search db.safetensors q.npy -k 1 --device cpu")
     assert code == 0
     assert out.splitlines()[0].startswith("query 0: 0 (0 bits)")
     assert run(capsys, "index x.npy --bits 12 --output db.safetensors")[1].startswith("30 codes of 12 bits")
+
+
+def test_an_index_is_searched_on_the_device_that_is_named(files, capsys, monkeypatch):
+    assert run(capsys, "index x.npy --bits 12 --output db")[0] == 0
+    load, devices = af.HammingIndex.load, []
+
+    def loaded(path, device):
+        devices.append(device)
+        return load(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(af.HammingIndex, "load", loaded)
+        for option in ("", " --device cuda:1"):
+            assert run(capsys, f"search db q.npy{option}")[0] == 0
+    assert devices == ["cpu", "cuda:1"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    require_mistake(capsys, "search db q.npy --device cuda", "there is no CUDA device")
 
 
 def test_evaluate_agrees_with_the_function(files, capsys):

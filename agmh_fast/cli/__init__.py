@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (None: this process's own) and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = _parser(argv).parse_args(argv)
+        args = _parse(argv)
         COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except InputError as error:
@@ -54,6 +55,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SystemExit(_complain(f"{message} (see {self.prog} --help)", 2))
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    args, unknown = _parser(argv).parse_known_args(argv)
+    if unknown:
+        # Told by its parser they would be no arguments of the program, whose help knows none of a command's.
+        raise InputError(f"unrecognized arguments: {shlex.join(unknown)} (see {PROGRAM} {args.command} --help)")
+    return args
 
 
 def _complain(message: str, code: int) -> int:

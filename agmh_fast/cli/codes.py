@@ -65,7 +65,10 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-distance", type=int, help="leave out items farther away than so many bits")
     parser.add_argument("--run", help="for images: the run whose model encodes them (default: the index's own)")
     parser.add_argument("--model", help="for images: best or final (default: as the index's)")
-    parser.add_argument("--device", help="for images: cpu, cuda or cuda:N (default: cuda where there is one)")
+    parser.add_argument(
+        "--device",
+        help="cpu, cuda or cuda:N (default: cpu for the index, for the model cuda where there is one)",
+    )
     parser.add_argument("--sheet", metavar="png", help="for images: a picture of queries and what was found")
     add_json(parser)
 
@@ -74,14 +77,14 @@ def _search(args: argparse.Namespace) -> None:
     from agmh_fast.data import is_image
     from agmh_fast.search import HammingIndex
 
-    index = HammingIndex.load(args.index)
+    index = HammingIndex.load(args.index, device=args.device or "cpu")
     images = [is_image(path) for path in args.queries]
     if all(images):
         search_images(args, index)
         return
     one = len(args.queries) == 1
     require(one, "queries: give images alone, or one .npy file of codes")
-    for option in ("run", "model", "device", "sheet"):
+    for option in ("run", "model", "sheet"):
         require(getattr(args, option) is None, f"{option}: goes with images, not with codes")
     found = index.search(read_npy("queries", args.queries[0]), args.k, max_distance=args.max_distance)
     rows = [

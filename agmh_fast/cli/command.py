@@ -36,6 +36,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 
+def add_device(parser: argparse.ArgumentParser, what: str = "") -> None:
+    """Give a command the option --device; `what` says what is done there, if not all of it."""
+    parser.add_argument("--device", help=f"{what}cpu, cuda or cuda:N (default: cuda where there is one)")
+
+
 def read_npy(option: str, path: str, mmap: bool = False) -> np.ndarray:
     """A .npy file, nothing unpickled; InputError names the option."""
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from agmh_fast.cli.command import Command, add_json, print_json, read_npy
+from agmh_fast.cli.command import Command, add_device, add_json, print_json, read_npy
 from agmh_fast.cli.images import add_model
 from agmh_fast.cli.reports import check_report, score_figures, write_scores
 from agmh_fast.errors import require
@@ -22,6 +22,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--root", help="for runs: their dataset's folder (default: where it was)")
     parser.add_argument("--workers", type=int, default=0, help="for runs: processes that load images")
+    add_device(parser, "for runs, where images are encoded: ")
     for side, letter in (("query", "Q"), ("database", "N")):
         codes, labels = f"({letter}, ceil(bits/8)) uint8", f"({letter},) integers or ({letter}, classes) multi-hot"
         parser.add_argument(f"--{side}-codes", metavar="file", help=f".npy file of packed codes, {codes}")
@@ -63,7 +64,7 @@ def _evaluate_runs(args: argparse.Namespace) -> None:
     from agmh_fast.train.runs import evaluate_runs, run_folders
 
     folders = [folder for top in args.runs for folder in run_folders(top)]
-    results = evaluate_runs(folders, args.model, args.root, args.k, args.workers)
+    results = evaluate_runs(folders, args.model, args.root, args.k, args.workers, args.device)
     _draw(args, {result.folder: result.scores for result in results})
     if args.json:
         about = [

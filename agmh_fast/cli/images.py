@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agmh_fast.cli.command import Command, add_json, print_json
+from agmh_fast.cli.command import Command, add_device, add_json, print_json
 from agmh_fast.errors import require
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _encode_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--batch-size", type=int, default=256, help="images encoded at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    add_device(parser)
     parser.add_argument(
         "--precision",
         default="fp32",
@@ -146,6 +146,7 @@ def _visualize_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="the dataset's folder (default: where it was)")
     parser.add_argument("--projection", help="of the codes: pca, or tsne, which needs scikit-learn (default: pca)")
     add_model(parser)
+    add_device(parser)
     add_json(parser)
 
 
@@ -163,7 +164,7 @@ def _visualize(args: argparse.Namespace) -> None:
         from agmh_fast.data import unlabelled
 
         images = unlabelled(args.images)
-        model, data, items = Encoder.load(args.run, args.model).model, _as_data(images), range(len(images))
+        model, data, items = Encoder.load(args.run, args.model, args.device).model, _as_data(images), range(len(images))
         figures = {"attention": _attention(model, data, items, [Path(path).name for path in images.paths])}
     else:
         figures = _of_dataset(args)
@@ -181,7 +182,7 @@ def _of_dataset(args: argparse.Namespace) -> dict[str, Any]:
     from agmh_fast import train, unpack_codes, viz
     from agmh_fast.train.runs import data_of, first_labels
 
-    data, model = data_of(args.run, args.model, args.root), train.load_run(args.run, args.model)
+    data, model = data_of(args.run, args.model, args.root), train.load_run(args.run, args.model, args.device)
     labels = first_labels(data.query.labels)
     items = [int((labels == label).nonzero()[0]) for label in labels.unique()[:_SHOWN]]
     codes = unpack_codes(train.load_codes(args.run, args.model), model.bits)

@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agmh_fast.cli.command import PROGRAM, Command, add_json, print_json
+from agmh_fast.cli.command import PROGRAM, Command, add_device, add_json, print_json
 
 if TYPE_CHECKING:
     from agmh_fast.train import Plan
@@ -25,7 +25,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of words, model and training (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few small images, two iterations: does it all run?")
     parser.add_argument("--resume", action="store_true", help="continue a demo that was stopped; same other options")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    add_device(parser)
     add_json(parser)
 
 

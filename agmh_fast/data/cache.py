@@ -13,7 +13,6 @@ killed process leaves to be continued, and renamed when all is there.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import struct
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from agmh_fast.data.base import RetrievalData
-from agmh_fast.data.images import ImageFiles, read_image
+from agmh_fast.data.images import ImageFiles, files_hash, read_image
 from agmh_fast.errors import InputError, require
 from agmh_fast.files import as_path, atomic_write, output_folder
 
@@ -134,15 +133,7 @@ def _side(images: ImageFiles, whole: bool) -> int:
 
 def _key(images: ImageFiles, whole: bool) -> str:
     """What the cache's contents depend on, as 16 hexadecimal digits."""
-    hasher = hashlib.sha256(f"{_side(images, whole)}\n".encode())
-    for path in images.paths:
-        try:
-            found = (images.folder / path).stat()
-        except OSError:
-            read_image(images.folder / path)  # says why not
-            raise
-        hasher.update(os.fsencode(f"{path}\t{found.st_size}\t{found.st_mtime_ns}\n"))
-    return hasher.hexdigest()[:16]
+    return files_hash(images, f"{_side(images, whole)}")[:16]
 
 
 def _shapes(images: ImageFiles, whole: bool) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 
 from agmh_fast.data import ImageFiles, batches
-from agmh_fast.data.images import MEAN, STD, read_image
-from agmh_fast.errors import InputError, first_line, require
+from agmh_fast.data.images import MEAN, STD, files_hash
+from agmh_fast.errors import InputError, require
 from agmh_fast.files import output_folder
 from agmh_fast.modules import AGMH
 from agmh_fast.train.config import PRECISIONS
@@ -59,11 +57,7 @@ class Encoder:
         fits = meta["channels"] == 3 and tuple(meta["mean"]) == MEAN and tuple(meta["std"]) == STD
         dataset = meta["config"]["dataset"]
         require(fits, f"run: the model in {os.fspath(run)!r} takes the images of {dataset!r}, not image files")
-        model, place = load_run(run, which), device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model.to(place)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device: cannot use {place!r}: {first_line(error)}") from error
+        model = load_run(run, which, device)
         on_cpu = model.hash_weight.device.type == "cpu"
         require(not on_cpu or precision != "fp16", "precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
         model, folder = model.for_encoding(PRECISIONS[precision]), os.path.abspath(run)
@@ -92,6 +86,7 @@ class Encoded:
     precision: str = "fp32"
 
     def to_json(self) -> str:
+        """As JSON, for `read`."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     @classmethod
@@ -194,14 +189,4 @@ def _done(progress: Path, key: str, file: BinaryIO, start: int, row: int) -> int
 
 def _key(encoder: Encoder, images: ImageFiles, batch_size: int) -> str:
     """What the codes depend on, down to their rounding: model, files, and how they are put into batches."""
-    hasher = hashlib.sha256(
-        f"{encoder.sha256}\n{encoder.precision}\n{batch_size}\n{images.folder.absolute()}\n".encode()
-    )
-    for path in images.paths:
-        try:
-            found = (images.folder / path).stat()
-        except OSError:
-            read_image(images.folder / path)  # says why not
-            raise
-        hasher.update(os.fsencode(f"{path}\t{found.st_size}\t{found.st_mtime_ns}\n"))
-    return hasher.hexdigest()
+    return files_hash(images, f"{encoder.sha256}\n{encoder.precision}\n{batch_size}\n{images.folder.absolute()}")

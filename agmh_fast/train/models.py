@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agmh_fast._version import __version__
 from agmh_fast.data import RetrievalData
-from agmh_fast.errors import InputError, require
+from agmh_fast.errors import InputError, first_line, require
 from agmh_fast.files import atomic_write
 from agmh_fast.modules import AGMH
 from agmh_fast.modules.small import SmallResNet
@@ -80,10 +80,11 @@ def save_model(path: Path, model: AGMH, codes: Tensor, meta: dict[str, Any]) -> 
         temporary.write_bytes(save(tensors, {_META: json.dumps(meta)}))
 
 
-def load_run(folder: str | os.PathLike[str], which: str = "best", device: str | torch.device = "cpu") -> AGMH:
+def load_run(folder: str | os.PathLike[str], which: str = "best", device: str | torch.device | None = "cpu") -> AGMH:
     """The model of a run in eval mode: `which` is "best", as the setting `select` says, or "final".
 
-    Raises InputError if the folder holds no such model, or one with a backbone of the user's own.
+    device: None takes CUDA where there is one. Raises InputError if the folder holds no such model, or one with a
+    backbone of the user's own, and for a device that cannot be used.
     """
     tensors, meta = _read(folder, which)
     del tensors[_CODES]
@@ -94,7 +95,11 @@ def load_run(folder: str | os.PathLike[str], which: str = "best", device: str | 
     with torch.random.fork_rng([]):
         model = _make(meta["backbone"], meta["channels"], None, meta["sizes"])
     model.load_state_dict(tensors)
-    return model.to(device).eval()
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(place).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: cannot use {str(place)!r}: {first_line(error)}") from error
 
 
 def load_codes(folder: str | os.PathLike[str], which: str = "best") -> Tensor:

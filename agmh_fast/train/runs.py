@@ -57,17 +57,23 @@ def data_of(folder: Folder, which: str = "best", root: Folder | None = None) -> 
 
 
 def evaluate_runs(
-    folders: Sequence[Folder], which: str = "best", root: Folder | None = None, k: int | None = None, workers: int = 0
+    folders: Sequence[Folder],
+    which: str = "best",
+    root: Folder | None = None,
+    k: int | None = None,
+    workers: int = 0,
+    device: str | None = None,
 ) -> list[RunScores]:
     """Scores of each run: its queries, encoded, over its learned database codes, by every rule for ties.
 
-    Runs of one dataset share it. Raises InputError as `load_run` and `data_of` do.
+    Runs of one dataset share it. device: where queries are encoded; None takes CUDA where there is one. Raises
+    InputError as `load_run` and `data_of` do.
     """
     shared: dict[TrainConfig, RetrievalData] = {}
     results = []
     for folder in folders:
         meta = load_meta(folder, which)
-        config = _config_of(meta["config"], root)
+        config = _config_of(meta["config"], root).replace(device=device)
         if config not in shared:
             shared[config] = load_data(config)
         data = shared[config]

@@ -43,6 +43,7 @@ class ScalarLog:
                 self._events.add_scalar(tag, value, row["step"])
 
     def close(self) -> None:
+        """Write what is still held back, and close the files; raises OSError as on a full disk."""
         try:
             self._file.close()
         finally:

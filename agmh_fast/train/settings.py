@@ -78,8 +78,10 @@ class Plan:
             write_text(folder / FILE, json.dumps(self.to_mapping(), indent=2) + "\n")
 
     def to_mapping(self) -> dict[str, Any]:
-        """Field names and values; `bits` is a list where there are several lengths."""
-        return self.config.to_mapping() | {"bits": self.lengths[0] if len(self.lengths) == 1 else list(self.lengths)}
+        """Field names and values, to be given again; `bits` is a list where there are several lengths."""
+        bits = self.lengths[0] if len(self.lengths) == 1 else list(self.lengths)
+        # A run's settings, whichever command was the last to go on with it.
+        return self.config.to_mapping() | {"bits": bits, "resume": False}
 
     def _require_same(self, stored: Plan) -> None:
         ours, theirs = self.lengths, stored.lengths
@@ -101,14 +103,19 @@ def plan(given: Mapping[str, Any], file: str | os.PathLike[str] | None = None, o
     Raises InputError for what does not fit.
     """
     said = {"output": output} | ({} if file is None else read_settings(file)) | dict(given)
-    if said.get("resume"):
-        base = stored_plan(Path(said["output"])).to_mapping()
-    else:
-        dataset = said.get("dataset", TrainConfig.dataset)
-        base = PUBLISHED.get(dataset, {}) if isinstance(dataset, str) else {}
-    values = dict(base) | said
+    base = stored_plan(Path(said["output"])).to_mapping() if said.get("resume") else _published(said)
+    values = base | said
     lengths = code_lengths(values.pop("bits", TrainConfig.bits))
     return Plan(TrainConfig.from_mapping(values | {"bits": lengths[0]}), lengths)
+
+
+def _published(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Published settings of the dataset that is asked for; a backbone without published weights begins without."""
+    dataset = said.get("dataset", TrainConfig.dataset)
+    base = dict(PUBLISHED.get(dataset, {})) if isinstance(dataset, str) else {}
+    if said.get("backbone", base.get("backbone")) == "small":
+        base.pop("weights", None)
+    return base
 
 
 def stored_plan(folder: Path) -> Plan:
@@ -133,7 +140,8 @@ def code_lengths(value: object) -> tuple[int, ...]:
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Settings of a .toml, .yaml or .json file, by field of `TrainConfig`; "-" in a name may stand for "_".
 
-    Raises InputError for a file that cannot be read and for names that are no settings.
+    The text none is None where a setting may be that. Raises InputError for a file that cannot be read and for names
+    that are no settings.
     """
     file = Path(path)
     parsers = {".toml": _parse_toml, ".yaml": _parse_yaml, ".yml": _parse_yaml, ".json": json.loads}
@@ -146,7 +154,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(
             f"config: {', '.join(unknown)} in {str(file)!r}: {names} of a run, which are {', '.join(kinds)}"
         )
-    return {name: _number(value) if kinds[name] == "float" else value for name, value in values.items()}
+    return {name: _typed(kinds[name], value) for name, value in values.items()}
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:
@@ -179,9 +187,9 @@ def _first_module(names: tuple[str, ...], missing: str) -> ModuleType:
     raise InputError(f"config: {missing}")
 
 
-def _number(value: object) -> object:
-    """YAML takes 1e-3, without a point, for text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+def _typed(kind: str, value: object) -> object:
+    """YAML takes 1e-3, without a point, for text, and TOML has no null: "none" is none, as on the command line."""
+    if isinstance(value, str) and kind == "float":
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return None if value == "none" and kind == "str | None" else value

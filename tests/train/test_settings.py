@@ -42,6 +42,20 @@ def test_defaults_are_those_published_for_the_dataset(dataset, max_iter, num_sam
     assert (config.weights == "IMAGENET1K_V1") == (dataset in PUBLISHED)
 
 
+def test_none_in_a_file_is_none_where_it_may_be(tmp_path):
+    """TOML has no null."""
+    file = tmp_path / "run.toml"
+    file.write_text('dataset = "cub"\nweights = "none"\nselect = "none"\n')
+    assert read_settings(file) == {"dataset": "cub", "weights": None, "select": "none"}
+    assert plan({"select": "last"}, file).config.weights is None
+
+
+def test_published_weights_go_with_a_backbone_that_has_some():
+    assert plan({"dataset": "cub", "backbone": "small"}).config.weights is None
+    assert plan({"dataset": "cub", "backbone": "resnet18"}).config.weights == "IMAGENET1K_V1"
+    assert plan({"dataset": "cub", "backbone": "small", "weights": "own.pth"}).config.weights == "own.pth"
+
+
 @pytest.mark.parametrize("suffix", [".toml", ".yaml", ".yml", ".json"])
 def test_a_file_of_each_kind(tmp_path, suffix, monkeypatch):
     # PyYAML need not be there: a parser of the same interface stands for it.
@@ -168,6 +182,8 @@ def test_a_run_of_other_lengths_or_settings_is_refused_and_its_settings_stay(dat
     more = plan({"resume": True, "output": output, "bits": "4,8,12"})
     _run(more, data)
     assert stored_plan(tmp_path / "run").lengths == (4, 8, 12)
+    # Resumed or not, they can be given to a new run.
+    assert not plan({"output": str(tmp_path / "new")}, tmp_path / "run" / FILE).config.resume
 
 
 def test_the_backbone_alone_is_compiled_and_its_names_stay(data, make_config, monkeypatch):
