@@ -24,10 +24,14 @@ _SUMS = (operator.add, operator.iadd)
 
 
 class FusedConv(nn.Module):
-    """(B, C, H, W) -> act(conv(x) + other) with act the identity or ReLU, and `other` what is added if anything."""
+    """(B, C, H, W) -> act(conv(x) + other) with act the identity or ReLU, and `other` what is added if anything.
+
+    overwrites: whether the result may take the place of `other` in memory, which saves writing it elsewhere.
+    """
 
     weight: Tensor
     bias: Tensor
+    overwrites = False
 
     def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
         super().__init__()
@@ -54,8 +58,10 @@ class FusedConv(nn.Module):
         if other is None:
             act = "relu" if self.relu else "none"
             return ops._convolution_pointwise(x, self._packed, self.bias, *place, act, [], "")
-        last = "relu" if self.relu else None
-        return ops._convolution_pointwise.binary(x, other, self._packed, self.bias, *place, "add", 1.0, last, [], None)
+        how = self.bias, *place, "add", 1.0, "relu" if self.relu else None, [], None
+        if self.overwrites:
+            return ops._convolution_pointwise_.binary(other, x, self._packed, *how)
+        return ops._convolution_pointwise.binary(x, other, self._packed, *how)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusedConv:
         self._packed = None  # of weights that are now elsewhere or of another dtype
@@ -101,6 +107,7 @@ def fold_backbone(backbone: nn.Module, dtype: torch.dtype) -> FoldedBackbone:
         conv = _module(node, modules)
         if isinstance(conv, nn.Conv2d) and untouched(conv, nn.Conv2d):
             _fuse(traced, node, conv, modules)
+    _overwrite_shortcuts(traced)
     traced.graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
@@ -133,6 +140,21 @@ def _fuse(traced: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, modules: dict[
         fused = traced.graph.call_module(name, tuple(arguments))
     last.replace_all_uses_with(fused)
     traced.graph.eliminate_dead_code()
+
+
+def _overwrite_shortcuts(traced: fx.GraphModule) -> None:
+    """Let a sum take the memory of a shortcut that nothing reads after it."""
+    modules = dict(traced.named_modules())
+    order = {node: position for position, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        conv = _module(node, modules)
+        if isinstance(conv, FusedConv) and len(node.args) == 2:
+            x, other = node.args
+            # Results in memory of their own: an image is not ours to write to, and what else reads may return a view.
+            owned = isinstance(_module(other, modules), (FusedConv, nn.MaxPool2d)) and x is not other
+            conv.overwrites = owned and all(
+                order[user] <= order[node] and isinstance(_module(user, modules), FusedConv) for user in other.users
+            )
 
 
 def _module(node: fx.Node | None, modules: dict[str, nn.Module]) -> nn.Module | None:

@@ -82,6 +82,47 @@ def test_nothing_is_left_to_normalise_or_add(backbone):
     assert not [node for node in graph.nodes if node.op == "call_function"]
 
 
+class Reading(nn.Module):
+    """A block whose shortcut somebody else reads: the convolution itself, a later sum, or a later view of it."""
+
+    def __init__(self, channels: int, reader: str) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.view, self.relu, self.reader = nn.Identity(), nn.ReLU(), reader
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if self.reader == "convolution":
+            return self.relu(self.second(x) + x)
+        seen = self.view(x) if self.reader == "view" else x
+        y = self.relu(self.second(self.first(x)) + x)
+        return self.relu(self.second(y) + seen)
+
+
+@pytest.mark.parametrize("reader", ["convolution", "sum", "view"])
+def test_a_shortcut_that_is_read_again_is_not_overwritten(reader):
+    model, images = _model("small"), torch.randn(2, 3, 32, 32)
+    model.backbone.blocks.append(Reading(128, reader))
+    expected = _logits(model, images)
+    assert (_logits(model.for_encoding(), images) - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_every_sum_of_a_resnet_takes_its_shortcuts_memory(backbone):
+    net = _model(backbone).for_encoding().backbone.net
+    sums = [net.get_submodule(node.target) for node in net.graph.nodes if len(node.args) == 2]
+    assert len(sums) == {"resnet18": 8, "resnet50": 16}[backbone]
+    assert all(module.overwrites for module in sums)
+
+
+def test_images_stay_as_they_were():
+    model = _model("small")
+    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    model.for_encoding().encode(images)
+    assert torch.equal(images, before)
+
+
 def test_the_model_it_was_made_of_stays_as_it_was():
     model, images = _model("resnet18").train(), torch.randn(2, 3, 64, 64)
     before = copy.deepcopy(model.state_dict())
