@@ -16,13 +16,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from agmh_fast.data import ImageFiles, batches
+from agmh_fast.data import ImageFiles
 from agmh_fast.data.images import MEAN, STD, files_hash
 from agmh_fast.errors import InputError, require
 from agmh_fast.files import output_folder
 from agmh_fast.modules import AGMH
 from agmh_fast.train.config import PRECISIONS
 from agmh_fast.train.disk import write_text, writing
+from agmh_fast.train.encoding import encoded_batches
 from agmh_fast.train.models import load_meta, load_run, model_hash
 
 CODES, PATHS, ABOUT = "codes.npy", "paths.txt", "encoded.json"
@@ -158,7 +159,6 @@ def _write_codes(
 ) -> None:
     count, row = len(images), (encoder.bits + 7) // 8
     key = _key(encoder, images, batch_size)
-    device = encoder.model.hash_weight.device
     (folder / _PARTIAL).touch()
     with (folder / _PARTIAL).open("r+b") as file:
         head = {"descr": "|u1", "fortran_order": False, "shape": (count, row)}
@@ -168,8 +168,8 @@ def _write_codes(
         file.truncate(start + done * row)
         file.seek(start + done * row)
         advance(done)
-        for items, views in batches(images, range(done, count), batch_size, workers=workers, device=device):
-            file.write(encoder.model.encode(views.to(device)).cpu().numpy().data)
+        for items, codes in encoded_batches(encoder.model, images, range(done, count), batch_size, workers):
+            file.write(codes.cpu().numpy().data)
             file.flush()
             os.fsync(file.fileno())
             done += len(items)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from agmh_fast.errors import require
 from agmh_fast.modules import AGMH
 from agmh_fast.ops.codes import pack_codes
 from agmh_fast.ops.hashing import HashingState
+from agmh_fast.train.memory import kept_memory
 from agmh_fast.train.ranks import Ranks
 
 
@@ -24,10 +27,18 @@ def encode_set(
     embedding.
     """
     require(len(images) > 0, "images must hold at least one image to encode")
-    model, device = model.for_encoding(), model.hash_weight.device
     order = torch.arange(len(images)) if items is None else items
-    loaded = batches(images, order, batch_size, workers=workers, device=device)
-    return torch.cat([model.encode(x.to(device)) for _, x in loaded])
+    return torch.cat([codes for _, codes in encoded_batches(model.for_encoding(), images, order, batch_size, workers)])
+
+
+def encoded_batches(
+    model: AGMH, images: ImageSet, order: Tensor | Sequence[int], batch_size: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of positions (B,) int64 and their images' packed codes (B, ceil(bits/8)) uint8, a batch at a time."""
+    device = model.hash_weight.device
+    with kept_memory(device):
+        for items, views in batches(images, order, batch_size, workers=workers, device=device):
+            yield items, model.encode(views.to(device))
 
 
 def encode_shared(model: AGMH, images: ImageSet, items: Tensor, batch_size: int, workers: int, ranks: Ranks) -> Tensor:

@@ -33,6 +33,7 @@ from agmh_fast.train.checkpoint import Checkpoint, describe_data
 from agmh_fast.train.config import TrainConfig
 from agmh_fast.train.disk import require_room, write_text, writing
 from agmh_fast.train.encoding import evaluate, validate
+from agmh_fast.train.memory import kept_memory
 from agmh_fast.train.models import build_model, describe_model, save_model
 from agmh_fast.train.progress import ConsoleProgress, Event, Kind, Progress, silent
 from agmh_fast.train.randomness import EpochOrders, epoch_order, module_randomness, sample_items
@@ -93,7 +94,8 @@ def fit(
     run = _Run(
         config, data, model, progress or (ConsoleProgress(config.max_iter) if Ranks.current().writes else silent)
     )
-    seconds = run.train()
+    with kept_memory(run.device):
+        seconds = run.train()
     best = run.best
     result = TrainResult(
         run.model.eval(),
