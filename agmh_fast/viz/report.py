@@ -53,7 +53,8 @@ td { text-align: right; font-weight: 600; }
 td.words { min-width: 12rem; font-weight: 400; }
 thead th { text-align: right; vertical-align: bottom; border-bottom-width: 2px; white-space: nowrap; }
 thead th:first-child { text-align: left; }
-thead ~ tbody th { min-width: 9rem; }
+tbody th { width: 40%; }
+thead ~ tbody th { width: auto; min-width: 9rem; }
 thead ~ tbody td:not(.words) { white-space: nowrap; }
 tbody tr:nth-child(odd) { background: var(--band); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.25rem;

@@ -33,6 +33,22 @@ def _browse(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+def _measured(page: Path, width: int, *lengths: str) -> list[int]:
+    """Lengths of a page in a frame of that width, in pixels: expressions in `page`, its root element."""
+    outer = page.with_name("outer.html")
+    told = ", ".join(lengths)
+    outer.write_text(
+        f'<iframe id="inner" src="{page.as_uri()}" style="border: 0" width="{width}" height="900"></iframe>'
+        "<p id=lengths></p><script>document.getElementById('inner').onload = event => {"
+        "const page = event.target.contentDocument.documentElement;"
+        f"document.getElementById('lengths').textContent = 'measured ' + [{told}].join(' ')}}</script>"
+    )
+    run = _browse(page.parent, "--virtual-time-budget=5000", "--window-size=1400,1000", "--dump-dom", outer.as_uri())
+    found = re.search(r"measured ([\d ]+)", run.stdout)
+    assert found is not None, run.stdout + run.stderr
+    return [int(length) for length in found[1].split()]
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     """A report with everything in it, some of it too wide for a phone."""
@@ -77,18 +93,16 @@ def test_a_screenshot_is_taken_and_nothing_is_complained_of(page: Path, tmp_path
 
 @pytest.mark.parametrize("width", [320, *WIDTHS.values()])
 def test_the_page_itself_never_scrolls_sideways(page: Path, tmp_path: Path, width: int) -> None:
-    outer = tmp_path / "outer.html"
-    outer.write_text(
-        f'<iframe id="inner" src="{page.as_uri()}" style="border: 0" width="{width}" height="900"></iframe>'
-        "<p id=widths></p><script>document.getElementById('inner').onload = event => {"
-        "const page = event.target.contentDocument.documentElement;"
-        "document.getElementById('widths').textContent = `inner ${page.scrollWidth} of ${page.clientWidth}`}</script>"
-    )
-    run = _browse(tmp_path, "--virtual-time-budget=5000", "--window-size=1400,1000", "--dump-dom", outer.as_uri())
-    found = re.search(r"inner (\d+) of (\d+)", run.stdout)
-    assert found is not None, run.stdout + run.stderr
+    needed, given = _measured(page, width, "page.scrollWidth", "page.clientWidth")
     # The scroll bar takes its part of the width.
-    assert int(found[1]) <= int(found[2]) <= width
+    assert needed <= given <= width
+
+
+def test_a_long_text_leaves_the_names_beside_it_in_one_piece(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, "Title", {"untrained": 1, "definition": "words " * 40}, [], lead="One line.")
+    row, line = _measured(path, 390, "page.querySelector('tr').clientHeight", "page.querySelector('p').clientHeight")
+    assert 0 < row < 2 * line
 
 
 def test_a_complaint_would_be_seen(tmp_path: Path) -> None:
