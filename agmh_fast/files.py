@@ -101,6 +101,15 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def size_text(count: float) -> str:
+    """A number of bytes for a message: 512 bytes, 5.1 MB, 2.95 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        # What would be rounded to 1000 of a unit is 1 of the next.
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

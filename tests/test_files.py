@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agmh_fast.errors import InputError, require_int, shown
-from agmh_fast.files import atomic_write, output_folder
+from agmh_fast.files import atomic_write, output_folder, size_text
 
 
 def test_a_write_is_whole_or_not_at_all(tmp_path):
@@ -100,3 +100,20 @@ def test_values_are_shown_on_one_short_line():
     assert shown(torch.ones(2, 2)) == "tensor([[1., 1.], [1., 1.]])"
     assert shown("x" * 1000) == "'" + "x" * 56 + "..."
     assert shown(10**5000) == "a value of type int"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (999_499, "999 kB"),
+        (999_501, "1 MB"),
+        (5_099_872, "5.1 MB"),
+        (7e9, "7 GB"),
+        (2e12, "2 TB"),
+    ],
+)
+def test_sizes_are_told_in_a_unit_that_suits(count, text):
+    assert size_text(count) == text

@@ -28,7 +28,7 @@ from torch import Tensor
 from agmh_fast.data.base import RetrievalData
 from agmh_fast.data.images import ImageFiles, files_hash, read_image
 from agmh_fast.errors import InputError, require
-from agmh_fast.files import as_path, atomic_write, output_folder
+from agmh_fast.files import as_path, atomic_write, output_folder, size_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -117,9 +117,9 @@ def cached(
         needed = sum(int(_starts(shapes)[-1]) for _, _, shapes in plans)
         there = sum(part.stat().st_size for part in map(_partial, files) if part.exists())
         count = sum(len(shapes) for _, _, shapes in plans)
-        tell(f"cache: {count} decoded images take {needed / 1e9:.3g} GB in {str(place)!r}")
+        tell(f"cache: {count} decoded images take {size_text(needed)} in {str(place)!r}")
         free = shutil.disk_usage(place).free + there
-        require(free >= needed, f"cache: {str(place)!r} has {free / 1e9:.3g} GB free, {needed / 1e9:.3g} GB are needed")
+        require(free >= needed, f"cache: {str(place)!r} has {size_text(free)} free, {size_text(needed)} are needed")
     for images, file, shapes in plans:
         _write(images, file, shapes, whole)
     database, query = (CachedImages(images, file, whole) for images, file in zip(splits, files, strict=True))

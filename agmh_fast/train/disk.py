@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from agmh_fast.errors import InputError, require
-from agmh_fast.files import atomic_write
+from agmh_fast.files import atomic_write, size_text
 
 
 @contextlib.contextmanager
@@ -36,5 +36,5 @@ def require_room(folder: Path, sizes: Mapping[str, int]) -> None:
     free = shutil.disk_usage(folder).free
     require(
         free >= needed,
-        f"output: {str(folder)!r} has {free / 1e9:.3g} GB free, a run of this size needs {needed / 1e9:.3g} GB",
+        f"output: {str(folder)!r} has {size_text(free)} free, a run of this size needs {size_text(needed)}",
     )

@@ -54,7 +54,7 @@ def test_the_deterministic_view_stays_and_the_size_is_told_before(data, tmp_path
     files = sorted((tmp_path / "cache").iterdir())
     assert [file.suffix for file in files] == [".cache", ".cache"]
     size = sum(file.stat().st_size for file in files)
-    assert told == [f"cache: 9 decoded images take {size / 1e9:.3g} GB in {str(tmp_path / 'cache')!r}"]
+    assert told == [f"cache: 9 decoded images take {size / 1e3:.3g} kB in {str(tmp_path / 'cache')!r}"]
     # There already: nothing is told, written or decoded.
     before = [file.stat().st_mtime_ns for file in files]
     require_same(data, cached(data, tmp_path / "cache", tell))
@@ -142,7 +142,7 @@ def test_mistakes_are_one_line(data, tmp_path, monkeypatch):
         cached(fonts(words_per_class=1, queries_per_class=1, size=16), place)
     usage = shutil.disk_usage
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=r"cache: .* has 1e-06 GB free, .* GB are needed"):
+    with pytest.raises(InputError, match=r"cache: .* has 1 kB free, .* kB are needed"):
         cached(data, place, lambda _: None)
     monkeypatch.setattr(cache.shutil, "disk_usage", usage)
     image = tmp_path / "images" / "4.jpg"
