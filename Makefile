@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The oldest Triton that the kernels compile with; the tests use it beside the environment's own.
 OLDEST_TRITON := 3.6.0
 
-SOURCES := $(shell find csrc tests/cuda_on_cpu -type f -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(shell find csrc tests/csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # What a failed step has half made must not pass for done the next time.
 .DELETE_ON_ERROR:

@@ -148,8 +148,9 @@ def make_data(seed: int, quick: bool = False) -> RetrievalData:
 
 def _clear(folder: Path) -> None:
     """Remove an earlier demo's run and results, so that nothing of them can be taken for this one's."""
-    events = (folder / TRAINING / scalars.EVENTS).glob("events.out.tfevents.*")
-    for path in (folder / TRAINING / checkpoint.FILE, folder / SUMMARY, folder / REPORT, *events):
+    training = folder / TRAINING
+    learned = [*training.glob("*.safetensors"), *(training / scalars.EVENTS).glob("events.out.tfevents.*")]
+    for path in (training / checkpoint.FILE, *learned, folder / SUMMARY, folder / INDEX, folder / REPORT):
         path.unlink(missing_ok=True)
 
 

@@ -147,8 +147,8 @@ def stepwise_external_attention(
     """Attended features ReLU(BN(W₂V a) + F), materialised: for pictures and equivalence, not for training.
 
     features: (B, D·C, H, W) floating; params: see `AttentionParams`. Returns the same shape and dtype. training=True
-    uses and updates batch statistics as BatchNorm does. Raises InputError for shapes, dtypes or devices that do not
-    fit. Source: Lu et al. 2023, section 3.2.
+    uses and updates batch statistics as BatchNorm does, whose momentum and eps are these. Raises InputError for shapes,
+    dtypes or devices that do not fit. Source: Lu et al. 2023, section 3.2.
     """
     _attention.check_features(features, params, training)
     return _attention.stepwise_external_attention(features, params, training, momentum, eps, impl=impl)
@@ -182,7 +182,7 @@ def aggregation_maps(
     impl: str = "auto",
 ) -> Tensor:
     """Where each descriptor looks: the softmax of its peak response over positions, (B, D, H, W), each map summing to
-    1.
+    1; of the dtype of `peak_response`, whose arguments and errors these are.
     """
     peaks = peak_response(features, params, training=training, momentum=momentum, eps=eps, impl=impl)
     return torch.softmax(peaks, dim=2).unflatten(2, features.shape[2:])

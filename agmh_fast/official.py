@@ -175,6 +175,7 @@ class SIExtAttn(_reference_attention.StepwiseExternalAttention):
         super().__init__(dim, num_heads)
 
     def forward(self, x: Tensor) -> Tensor:
+        """A `LazyAttention` of x (B, dim, H, W)."""
         return LazyAttention(self, x)
 
 
@@ -264,6 +265,7 @@ class Feat_Loss(nn.Module):
     def forward(
         self, back_feat: Tensor, feat_group: Sequence[Tensor], attn_group: Sequence[Tensor], device: object = None
     ) -> Tensor:
+        """The loss of `attn_group`; the other arguments belong to the published signature and change nothing."""
         require(len(attn_group) > 0, "attn_group is empty: pass the list of attention maps that the model returned")
         lazies = [a for a in attn_group if isinstance(a, LazyAttention) and a._tensor is None]
         if len(lazies) == len(attn_group):
@@ -283,6 +285,7 @@ class ADSH_Loss(nn.Module):
         self.code_length, self.gamma = code_length, gamma
 
     def forward(self, F: Tensor, B: Tensor, S: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
+        """Both losses, scalars."""
         scale = 12 / (self.code_length * F.shape[0] * B.shape[0])
         pairwise = torch.addmm(S, F, B.T, beta=self.code_length, alpha=-1).square().sum() * scale
         return pairwise, (F - B[omega]).square().sum() * (self.gamma * scale)

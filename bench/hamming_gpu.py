@@ -116,10 +116,8 @@ def overlap(together: float, *alone: float) -> float:
     return (sum(alone) - together) / min(alone)
 
 
-# ---- who answers: search(queries) gives distances and ids, (Q, k) each, ascending by distance
-
-
 def ours(x: Tensor, bits: int, k: int, impl: str = "auto") -> Peer:
+    """The library; like every peer it gives distances and ids, (Q, k) each, ascending by distance."""
     return Peer("agmh_fast", lambda q: hamming.hamming_topk(q, x, k, bits, impl=impl))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -112,6 +113,19 @@ def test_a_second_run_replaces_the_first(made, tmp_path):
     once_more = demo.run(tmp_path, bits=BITS, seed=3, quick=True, device="cpu", progress=silent)
     for key in ("map", "map_untrained", "map_by_ties", "map_database_encoded", "steps"):
         assert summary[key] == again[key] == once_more[key]
+
+
+def test_a_run_that_is_stopped_leaves_nothing_of_an_earlier_one(made, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(made[0], folder)
+
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(folder, bits=BITS, seed=4, quick=True, device="cpu", progress=stop)
+    assert {path.name for path in folder.rglob("*.*")} & {"summary.json", "report.html"} == set()
+    assert list(folder.rglob("*.safetensors")) == []
 
 
 @pytest.mark.parametrize("changes", [{"bits": 0}, {"seed": -1}, {"device": "abacus"}])

@@ -15,7 +15,7 @@ PACKAGE = Path(agmh_fast.__file__).parent
 # Low to high: a module imports from its own folder, or from a lower layer.
 LAYERS = (
     {"_version", "errors", "kernels", "reference"},
-    {"files", "machine", "recorded"},
+    {"files", "machine", "recorded", "shares"},
     {"ops"},
     {"functional"},
     {"modules", "search", "metrics", "data", "viz"},

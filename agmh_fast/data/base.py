@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from agmh_fast.errors import InputError, require, require_int
+from agmh_fast.shares import share
 
 
 class ImageSet(Protocol):
@@ -144,13 +145,6 @@ def epoch_batches(
     if device is not None and device.type == "cuda":
         return _ahead(loaded, finish, device)
     return ((items, finish(pixels, None)) for items, pixels in loaded)
-
-
-def share(count: int, number: int, parts: int) -> slice:
-    """Part `number` of 0..count-1 in so many parts that differ by one at most, the larger ones first."""
-    least, more = divmod(count, parts)
-    start = number * least + min(number, more)
-    return slice(start, start + least + (number < more))
 
 
 def _load_part(images: ImageSet, items: Tensor, part: slice, generator: torch.Generator | None) -> Tensor:

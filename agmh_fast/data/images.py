@@ -171,7 +171,7 @@ def image_data(
     """
     require(isinstance(skip_broken, bool), f"skip_broken must be True or False, got {shown(skip_broken)}")
     if skip_broken:
-        database, query = _readable(database), _readable(query)
+        database, query = readable(database), readable(query)
     for split, images in (("database", database), ("query", query)):
         require(len(images) > 0, f"dataset {name!r}: its {split} split is empty")
         require(len(set(images.paths)) == len(images), f"dataset {name!r}: its {split} split lists a file twice")
@@ -181,7 +181,8 @@ def image_data(
     return RetrievalData(name, tuple(class_names), database, query, MEAN, STD)
 
 
-def _readable(images: ImageFiles) -> ImageFiles:
+def readable(images: ImageFiles) -> ImageFiles:
+    """The split without images that cannot be read, after reading every one."""
     broken = {item for item, _ in broken_images(images)}
     return images.keep([item for item in range(len(images)) if item not in broken]) if broken else images
 

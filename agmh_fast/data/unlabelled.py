@@ -10,7 +10,7 @@ import torch
 
 from agmh_fast.data.archives import read_text
 from agmh_fast.data.custom import SUFFIXES
-from agmh_fast.data.images import ImageFiles, broken_images
+from agmh_fast.data.images import ImageFiles, readable
 from agmh_fast.errors import InputError, require, shown
 from agmh_fast.files import as_path
 
@@ -30,8 +30,7 @@ def unlabelled(source: Source | Sequence[Source], size: int = 224, skip_broken: 
     require(bool(paths), f"images: there is no image in {shown(str(source))}")
     images = ImageFiles(folder, paths, torch.zeros(len(paths), dtype=torch.int64), size)
     if skip_broken:
-        broken = {item for item, _ in broken_images(images)}
-        images = images.keep([item for item in range(len(images)) if item not in broken])
+        images = readable(images)
         require(len(images) > 0, f"images: none in {os.fspath(source)!r} can be read")  # type: ignore[arg-type]
     return images
 

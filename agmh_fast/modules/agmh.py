@@ -34,7 +34,7 @@ class AGMH(nn.Module):
     torchvision weights such as "IMAGENET1K_V2", or a local file. num_descriptors D, descriptor_dim C, num_heads h and
     memory_size K as in the paper. impl: which implementation computes descriptors, attention and codes.
     feature_channels: the backbone's output channels where it has neither `out_channels` nor `num_features`. Raises
-    InputError for anything that does not fit.
+    InputError for anything that does not fit; so do all methods that take images or descriptors.
     """
 
     def __init__(

@@ -86,6 +86,7 @@ class StepwiseExternalAttention(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
+        """The loss, a scalar, of features (B, D·C, H, W); errors as `functional.attention_dispersion`."""
         if self.training:
             self.num_batches_tracked.add_(1)
             if self.synced:
@@ -106,5 +107,6 @@ class StepwiseExternalAttention(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """The sizes, for `repr`."""
         d, h, k, c = self.query.shape
         return f"num_descriptors={d}, descriptor_dim={c}, num_heads={h}, memory_size={k}, impl={self.impl!r}"

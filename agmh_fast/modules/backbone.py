@@ -34,6 +34,7 @@ class ResNetFeatures(nn.Module):
                 module.stride = (1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Features (B, out_channels, H/16, W/16) of images (B, 3, H, W)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
@@ -46,6 +47,7 @@ class LastFeatureMap(nn.Module):
         self.extractor = extractor
 
     def forward(self, images: Tensor) -> Tensor:
+        """The last of the feature maps of images (B, channels, H, W)."""
         maps = self.extractor(images)
         return maps if isinstance(maps, Tensor) else maps[-1]
 

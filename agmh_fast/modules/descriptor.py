@@ -33,6 +33,7 @@ class DescriptorGroup(nn.Module):
         nn.init.normal_(self.conv.weight, 0, math.sqrt(2 / dim))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Descriptors and their mean of x (B, in_channels, H, W); errors as `functional.batch_norm_relu_mean`."""
         y, bn = self.conv(x), self.bn
         running = self._running(nn.BatchNorm2d)
         if running is None:

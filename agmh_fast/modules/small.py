@@ -36,6 +36,7 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
+        """Features (B, out_channels, H/8, W/8) of images (B, in_channels, H, W)."""
         return self.blocks(self.relu(self.bn(self.conv(images))))
 
 

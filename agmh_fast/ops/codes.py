@@ -73,7 +73,7 @@ def check_layout(name: str, codes: object, bits: int) -> Tensor:
     if codes.layout != torch.strided:
         raise InputError(f"{name} must be a dense tensor, got {codes.layout}; call .to_dense()")
     if codes.dtype != torch.uint8 or codes.dim() != 2 or codes.shape[1] != (bits + 7) // 8:
-        check_rows(name, _dtype(codes), tuple(codes.shape), bits)
+        check_rows(name, dtype_name(codes), tuple(codes.shape), bits)
     return codes
 
 
@@ -116,7 +116,7 @@ def _sign_bits(x: Tensor) -> Tensor:
     """(N, bits) bool of the values of x, after a check of them."""
     if x.dtype == torch.bool:
         return x
-    require(not x.is_complex(), f"x must be real, got {_dtype(x)}")
+    require(not x.is_complex(), f"x must be real, got {dtype_name(x)}")
     trusted = torch.compiler.is_compiling()
     if x.is_floating_point():
         if not trusted and bool(torch.isnan(x).any()):
@@ -139,5 +139,6 @@ def _shifts(device: torch.device) -> Tensor:
     return torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
 
 
-def _dtype(x: Tensor) -> str:
+def dtype_name(x: Tensor) -> str:
+    """The name of its dtype, as NumPy has it."""
     return str(x.dtype).removeprefix("torch.")

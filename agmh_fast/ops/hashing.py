@@ -40,7 +40,7 @@ class HashingState:
 
     labels: (N,) integer class labels, or (N, classes) multi-hot (bool or 0/1). bits: 1..4096. gamma: weight of the
     quantization loss. seed: of the normal numbers that `codes` (N, bits) starts as. Everything lives on the labels'
-    device.
+    device. Raises InputError for anything else.
     """
 
     def __init__(self, labels: Tensor, bits: int, gamma: float = 200.0, seed: int = 0) -> None:
@@ -74,7 +74,10 @@ class HashingState:
         self.sampled = None
 
     def begin_iteration(self, sampled: Tensor) -> None:
-        """Fix ν, the group sums and the Gram matrix for the database positions `sampled` (m,), all different."""
+        """Fix ν, the group sums and the Gram matrix for the database positions `sampled` (m,), all different.
+
+        Raises InputError for positions that are not in the database, are none or come twice.
+        """
         sampled = torch.as_tensor(sampled, device=self.groups.device)
         require(
             sampled.dim() == 1 and len(sampled) > 0, f"sampled must be (m,) with m >= 1, got {tuple(sampled.shape)}"

@@ -99,6 +99,13 @@ def allowed_items(mask: Array | None, queries: int) -> tuple[np.ndarray | None, 
     return np.ascontiguousarray(array), None
 
 
+def check_mask_length(entries: int, count: int) -> None:
+    """Raise InputError unless a boolean mask of so many entries is one for each of `count` items."""
+    if entries != count:
+        items = f"{count} item{'' if count == 1 else 's'}"
+        raise InputError(f"mask must have one entry for each of the {items} of the index, got {entries}")
+
+
 def any_array(name: str, values: Array) -> np.ndarray:
     """NumPy's view of an array, a tensor or a list."""
     if isinstance(values, Tensor):

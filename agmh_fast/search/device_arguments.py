@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agmh_fast.errors import InputError, require
 from agmh_fast.ops.arrays import array_to_tensor
-from agmh_fast.ops.codes import check_layout
+from agmh_fast.ops.codes import check_layout, dtype_name
 from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
 from agmh_fast.search.devices import memory_errors
 
@@ -45,7 +45,7 @@ class DeviceArguments:
         self._here("mask", mask)
         if mask.dtype != torch.bool:
             typed = mask.dtype not in (torch.uint8, torch.int8)
-            require(typed, f"mask must be bool, or int64 ids; got {_dtype(mask)}")
+            require(typed, f"mask must be bool, or int64 ids; got {dtype_name(mask)}")
             return None, self._id_list("mask", mask)
         require(mask.dim() in (1, 2), f"mask must be (N,) or (Q, N), got shape {tuple(mask.shape)}")
         fits = mask.dim() == 1 or mask.shape[0] == queries
@@ -73,7 +73,7 @@ class DeviceArguments:
         self._here(name, ids)
         require(ids.dim() == 1, f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
         whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-        require(whole or not len(ids), f"{name} must be whole numbers, got {_dtype(ids)}")
+        require(whole or not len(ids), f"{name} must be whole numbers, got {dtype_name(ids)}")
         with memory_errors(self._device):
             numbers = ids.to(torch.int64).contiguous()
             if ids.dtype == torch.uint64 and bool((numbers < 0).any()):
@@ -113,7 +113,3 @@ class StreamArguments(DeviceArguments):
             return values
         with memory_errors(self._device):
             return self._here(name, values).cpu()
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -18,6 +18,7 @@ from torch import Tensor
 from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.files import as_path, atomic_write
 from agmh_fast.ops.codes import check_bits
+from agmh_fast.ops.hamming import MAX_K
 from agmh_fast.ops.threads import get_num_threads
 from agmh_fast.search import index_file
 from agmh_fast.search.arguments import Array, HostArguments, check_padding, packed_rows
@@ -26,7 +27,6 @@ from agmh_fast.search.id_lists import find_ids
 from agmh_fast.search.streamed_engine import StreamedEngine
 from agmh_fast.search.tensor_engine import HostPieces, TensorEngine, row_bytes
 
-_MAX_K = 2**31 - 1
 # Rows that are copied at a time on their way to a .npy file.
 _ROWS = 1 << 16
 
@@ -143,8 +143,8 @@ class HammingIndex:
         """
         bits = self._bits
         rows = self._arguments.queries(queries, bits)
-        if type(k) is not int or not 0 < k <= _MAX_K:
-            k = require_int("k", k, 1, max(_MAX_K, len(self)))
+        if type(k) is not int or not 0 < k <= MAX_K:
+            k = require_int("k", k, 1, max(MAX_K, len(self)))
         limit = bits if max_distance is None else min(require_int("max_distance", max_distance, 0), bits)
         allowed, allowed_ids = self._arguments.allowed(mask, len(rows))
         found = self._live().search(rows, k, limit, allowed, allowed_ids, get_num_threads())

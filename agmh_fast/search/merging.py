@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agmh_fast.reference.hamming import NO_DISTANCE
 from agmh_fast.search.arguments import Array
 
 
@@ -30,7 +31,6 @@ class Candidates(NamedTuple):
 
 
 CANDIDATE_BYTES = 12
-_NO_DISTANCE = 2**31 - 1
 
 
 class Nearest:
@@ -40,7 +40,7 @@ class Nearest:
     """
 
     def __init__(self, queries: int, k: int, device: torch.device) -> None:
-        self.distances = torch.full((queries, k), _NO_DISTANCE, dtype=torch.int32, device=device)
+        self.distances = torch.full((queries, k), NO_DISTANCE, dtype=torch.int32, device=device)
         self.positions = torch.full((queries, k), -1, dtype=torch.int64, device=device)
         self._columns = 0  # that hold anything
 

@@ -21,6 +21,7 @@ from agmh_fast.errors import InputError, require
 from agmh_fast.files import as_path, atomic_write
 from agmh_fast.ops.codes import MAX_BITS
 from agmh_fast.search.index import HammingIndex
+from agmh_fast.shares import share
 
 FORMAT = "agmh_fast.ShardedHammingIndex"
 VERSION = 1
@@ -96,10 +97,10 @@ def read_share(
     """A rank's shard: its own file where there are as many as ranks, else an even share of all items, in memory."""
     if len(manifest.shards) == ranks:
         return _open(folder, manifest, manifest.shards[rank], mmap, device, device_memory)
-    share = even_share(sum(shard.items for shard in manifest.shards), rank, ranks)
+    whole = share(sum(shard.items for shard in manifest.shards), rank, ranks)
     codes, ids, offset = [], [], 0
     for shard in manifest.shards:
-        own = slice(max(share.start - offset, 0), max(min(share.stop - offset, shard.items), 0))
+        own = slice(max(whole.start - offset, 0), max(min(whole.stop - offset, shard.items), 0))
         if own.start < own.stop:
             part = _open(folder, manifest, shard)
             codes.append(part.codes[own])
@@ -109,11 +110,6 @@ def read_share(
     if codes:
         index.add(np.concatenate(codes), np.concatenate(ids))
     return index.to(device, device_memory)
-
-
-def even_share(count: int, rank: int, ranks: int) -> slice:
-    """A rank's part of `count` things in a row: parts differ by one at most."""
-    return slice(count * rank // ranks, count * (rank + 1) // ranks)
 
 
 def _open(

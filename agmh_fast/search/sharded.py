@@ -21,7 +21,8 @@ from agmh_fast.errors import InputError, require, require_int
 from agmh_fast.files import as_path, output_folder
 from agmh_fast.ops.arrays import array_to_tensor
 from agmh_fast.ops.hamming import MAX_K
-from agmh_fast.search.arguments import Array, allowed_items, check_padding, id_list, packed_rows
+from agmh_fast.reference.hamming import NO_DISTANCE
+from agmh_fast.search.arguments import Array, allowed_items, check_mask_length, check_padding, id_list, packed_rows
 from agmh_fast.search.id_lists import check_unused
 from agmh_fast.search.index import HammingIndex, RangeResult, SearchResult
 from agmh_fast.search.index_file import Contents
@@ -34,20 +35,11 @@ from agmh_fast.search.merging import (
     merge_ranges,
 )
 from agmh_fast.search.peers import TIMEOUT, Peers
-from agmh_fast.search.shard_files import (
-    Manifest,
-    Shard,
-    even_share,
-    read_manifest,
-    read_share,
-    shard_name,
-    write_manifest,
-)
+from agmh_fast.search.shard_files import Manifest, Shard, read_manifest, read_share, shard_name, write_manifest
+from agmh_fast.shares import share
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_NO_DISTANCE = 2**31 - 1
 
 
 class ShardedHammingIndex:
@@ -216,7 +208,7 @@ class ShardedHammingIndex:
             distances, ids = self._shard.search(asked, max(own, 1), own_mask, limit)
             parts = [Candidates(distances[part, :own].flatten(), ids[part, :own].flatten()) for part in shares]
             shape = len(rows), wanted
-            return parts, SearchResult(full_like(distances, shape, _NO_DISTANCE), full_like(ids, shape, -1))
+            return parts, SearchResult(full_like(distances, shape, NO_DISTANCE), full_like(ids, shape, -1))
 
         shares = self._shares(len(rows))
         (parts, result), _ = self._peers.together("search", search_shard)
@@ -319,8 +311,8 @@ class ShardedHammingIndex:
         peers = Peers(group, timeout)
         manifest, _ = peers.together("load", lambda: read_manifest(path), lambda read: {"path": read})
         index = cls.__new__(cls)
-        share = (path, manifest, peers.rank, peers.size, mmap, device, device_memory)
-        index._start(peers, "load", lambda: read_share(*share), manifest.next_id)
+        asked = (path, manifest, peers.rank, peers.size, mmap, device, device_memory)
+        index._start(peers, "load", lambda: read_share(*asked), manifest.next_id)
         return index
 
     @classmethod
@@ -341,9 +333,9 @@ class ShardedHammingIndex:
         whole, _ = peers.together("from_index", check, lambda contents: dict(zip(names, contents, strict=True)))
 
         def take_share() -> HammingIndex:
-            share = even_share(len(whole.ids), peers.rank, peers.size)
+            own = share(len(whole.ids), peers.rank, peers.size)
             shard = HammingIndex(whole.bits)
-            shard.add(whole.rows[share, : (whole.bits + 7) // 8], whole.ids[share])
+            shard.add(whole.rows[own, : (whole.bits + 7) // 8], whole.ids[own])
             return shard.to(index.device, index._device_memory)
 
         sharded = cls.__new__(cls)
@@ -388,7 +380,7 @@ class ShardedHammingIndex:
 
     def _shares(self, queries: int) -> list[slice]:
         """Which queries each rank merges."""
-        return [even_share(queries, rank, self._peers.size) for rank in range(self._peers.size)]
+        return [share(queries, rank, self._peers.size) for rank in range(self._peers.size)]
 
     def _on_host(self, name: str, values: Array) -> Array:
         """A tensor on this index's device in host memory; anything else lies there already."""
@@ -411,8 +403,7 @@ class ShardedHammingIndex:
         """What may be found: bool of all items, in the order of their ids, or int64 ids."""
         allowed, allowed_ids = allowed_items(self._on_host("mask", mask), queries)
         if allowed is not None:
-            entries = f"mask must have one entry for each of the {len(self)} items of the index"
-            require(allowed.shape[-1] == len(self), f"{entries}, got {allowed.shape[-1]}")
+            check_mask_length(allowed.shape[-1], len(self))
         return allowed_ids if allowed is None else allowed
 
     def _ids_to_tell(self, allowed: np.ndarray | None) -> np.ndarray | None:

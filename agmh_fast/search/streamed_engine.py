@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agmh_fast.errors import InputError
 from agmh_fast.ops.codes import check_codes
 from agmh_fast.ops.hamming import range_op, topk_op
+from agmh_fast.search.arguments import check_mask_length
 from agmh_fast.search.device_arguments import StreamArguments
 from agmh_fast.search.devices import memory_errors
 from agmh_fast.search.id_lists import find_ids
@@ -133,11 +133,8 @@ class _Shown:
     def __init__(self, host: Any, mask: Tensor | None, allowed: np.ndarray | None) -> None:
         self.rows, self._ids, _ = host.snapshot()
         self.mask = mask
-        count = len(self._ids)
-        if mask is not None and mask.shape[-1] != count:
-            entries = f"{count} item{'' if count == 1 else 's'}"
-            given = mask.shape[-1]
-            raise InputError(f"mask must have one entry for each of the {entries} of the index, got {given}")
+        if mask is not None:
+            check_mask_length(mask.shape[-1], len(self._ids))
         self.shown: Rows = self.rows
         if allowed is not None:
             places, held = find_ids(self._ids, allowed)

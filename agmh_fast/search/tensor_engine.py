@@ -18,7 +18,7 @@ from agmh_fast.errors import InputError, require
 from agmh_fast.ops.arrays import array_to_tensor
 from agmh_fast.ops.codes import check_codes, padding_error
 from agmh_fast.ops.hamming import range_op, topk_op
-from agmh_fast.search.arguments import Array
+from agmh_fast.search.arguments import Array, check_mask_length
 from agmh_fast.search.ascending import AscendingIds
 from agmh_fast.search.device_arguments import DeviceArguments
 from agmh_fast.search.device_order import Done
@@ -160,11 +160,8 @@ class TensorEngine:
         self, items: Items, queries: Tensor, mask: Tensor | None, allowed: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         queries = check_codes("queries", queries, self.bits)
-        count = items.ids.count
-        if mask is not None and mask.shape[-1] != count:
-            entries = f"{count} item{'' if count == 1 else 's'}"
-            given = mask.shape[-1]
-            raise InputError(f"mask must have one entry for each of the {entries} of the index, got {given}")
+        if mask is not None:
+            check_mask_length(mask.shape[-1], items.ids.count)
         return queries, mask if allowed is None else items.ids.mask(allowed)
 
     def _check_padding(self, codes: Tensor) -> None:

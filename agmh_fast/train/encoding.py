@@ -23,8 +23,8 @@ def encode_set(
     """Packed codes (N, ceil(bits/8)) uint8 of all images in order, on the model's device, by the deterministic view.
     With `items` (n,) int64 those of these images alone.
 
-    What encodes is a copy made for it (`AGMH.for_encoding`). Raises InputError for an empty split and for NaN in an
-    embedding.
+    batch_size: images encoded at a time; workers: processes that load them. What encodes is a copy made for it
+    (`AGMH.for_encoding`). Raises InputError for an empty split and for NaN in an embedding.
     """
     require(len(images) > 0, "images must hold at least one image to encode")
     order = torch.arange(len(images)) if items is None else items
@@ -60,7 +60,8 @@ def evaluate(
 ) -> metrics.RetrievalMetrics:
     """Retrieval metrics of encoded queries over the learned database codes `state.codes`, the published protocol.
 
-    Each of `ranks` encodes its share of the queries; the metrics are on every one.
+    Each of `ranks` encodes its share of the queries; the metrics are on every one. ties as in `metrics.retrieval`,
+    batch_size, workers and errors as in `encode_set`.
     """
     codes = encode_shared(model, query, torch.arange(len(query)), batch_size, workers, ranks)
     return metrics.retrieval(codes, pack_codes(state.codes), query.labels, state.labels, bits=state.bits, ties=ties)
@@ -76,7 +77,10 @@ def validate(
     workers: int = 0,
     ranks: Ranks = Ranks(),  # noqa: B008
 ) -> metrics.RetrievalMetrics:
-    """Retrieval metrics of the database images `held_out` (v,) int64, encoded, over the learned codes of the others."""
+    """Retrieval metrics of the database images `held_out` (v,) int64, encoded, over the learned codes of the others.
+
+    Arguments and errors as `evaluate`.
+    """
     others = torch.ones(len(state), dtype=torch.bool, device=state.groups.device)
     others[held_out.to(others.device)] = False
     codes = encode_shared(model, database, held_out, batch_size, workers, ranks)

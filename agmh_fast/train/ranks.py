@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from agmh_fast.data.base import share
 from agmh_fast.errors import InputError, require
 from agmh_fast.ops.codes import pack_codes, unpack_codes
 from agmh_fast.ops.hashing import HashingState
+from agmh_fast.shares import share
 
 T = TypeVar("T")
 # What backends say of a rank that is gone or silent; they have no type of error for it.

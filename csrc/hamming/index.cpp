@@ -158,11 +158,6 @@ bool Index::mapped() const {
   return storage_->borrowed();
 }
 
-int64_t Index::next_id() const {
-  const auto lock = read_lock();
-  return next_id_;
-}
-
 std::shared_ptr<const Storage> Index::snapshot(int64_t* next_id) const {
   const auto lock = read_lock();
   *next_id = next_id_;

@@ -41,10 +41,8 @@ class Index {
   // Whether codes and ids still lie where they were mapped.
   bool mapped() const;
 
-  // The id that the next code added without one gets: one above the largest ever used.
-  int64_t next_id() const;
-
-  // The codes and ids of this moment; what is handed out does not change when the index does.
+  // The codes and ids of this moment, and the id that the next code added without one gets, one above the largest ever
+  // used; what is handed out does not change when the index does.
   std::shared_ptr<const Storage> snapshot(int64_t* next_id) const;
 
   // Adds packed codes; `ids` (unique, >= 0, none in the index) or, where null, the next free ones.

@@ -14,7 +14,6 @@ from agmh_fast.search.shard_files import (
     MANIFEST,
     Manifest,
     Shard,
-    even_share,
     read_manifest,
     read_share,
     shard_name,
@@ -59,13 +58,6 @@ def test_shares_are_all_items_once(folder, ranks):
     assert sum(map(len, shares)) == 7
     if ranks != 3:
         assert {len(share) for share in shares} <= {7 // ranks, 7 // ranks + 1}
-
-
-def test_even_shares_meet():
-    for count in (0, 1, 7, 12):
-        for ranks in (1, 2, 5, 12):
-            parts = [even_share(count, rank, ranks) for rank in range(ranks)]
-            assert [item for part in parts for item in range(count)[part]] == list(range(count))
 
 
 DAMAGE = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from patterns import patterns
 
 from agmh_fast.data import RetrievalData
@@ -44,9 +43,5 @@ def make_config() -> Callable[..., TrainConfig]:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny operations gain nothing from threads, and lose much where other processes keep the cores busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """For every test here."""

@@ -19,7 +19,6 @@ from ranks import ranks
 from torch.nn import BatchNorm2d
 
 from agmh_fast import InputError
-from agmh_fast.data.base import share
 from agmh_fast.train.ranks import Ranks, started
 
 
@@ -97,12 +96,8 @@ def test_a_mistake_is_one_on_every_rank(two, make_config, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("count", "parts"), [(0, 3), (1, 3), (7, 3), (9, 3), (5, 1)])
-def test_shares_are_even_and_whole(count, parts):
-    shares = [range(count)[share(count, number, parts)] for number in range(parts)]
-    assert [item for part in shares for item in part] == list(range(count))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert Ranks(1, 2).share(5) == slice(3, 5)
+def test_a_rank_has_its_share():
+    assert (Ranks().share(5), Ranks(1, 2).share(5)) == (slice(0, 5), slice(3, 5))
 
 
 def test_half_a_start_is_named(monkeypatch):
