@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def seconds(row: dict[str, Any]) -> float:
     """Our median for one unit of work (a query in searches, else a call); we are the first contestant."""
     contestants: list[dict[str, Any]] = list(row.get("contestants", {}).values())
     return float(contestants[0]["p50_s"] if contestants else row["median_s"])
+
+
+def cores(run: Mapping[str, Any]) -> str:
+    """The cores that a run had, and whether other work gave way to it there."""
+    urgent = f" at real-time priority ({run['real_time']})" if run.get("real_time") else ""
+    return f"{run['cores']} cores{urgent}"
 
 
 def number(value: float) -> str:

@@ -63,8 +63,8 @@ def measured() -> str:
 
 
 _HOW = """
-Medians; both sides in one run, after a check that they compute the same. The machine was not free of other work: ratios
-vary by some tens of per cent from run to run, and the hashing loss, a fraction of a millisecond in all, by more.
+Medians; both sides in one run, after a check that they compute the same. The machines were not free of other work:
+ratios vary by some tens of per cent from run to run, and the hashing loss, a fraction of a millisecond in all, by more.
 """
 _TRAINING = """
 **Training**, float32. SIEA is the attention, ADL its dispersion loss, S the matrix of similarities between sampled and

@@ -32,7 +32,7 @@ from rows import Row
 
 from agmh_fast.errors import InputError
 from agmh_fast.files import output_folder
-from agmh_fast.recorded import duration, number
+from agmh_fast.recorded import cores, duration, number
 from agmh_fast.viz import Picture, Section, Table, bar_chart, write_report
 from agmh_fast.viz.figure import png_bytes, svg_bytes
 
@@ -46,10 +46,9 @@ NOISE = 0.1
 def machine(run: Mapping[str, Any]) -> str:
     """Where and of what a run was made, in a sentence; one without a GPU says so, and one that others gave way to."""
     where = f"{run['gpu']}, " if run.get("gpu") else ""
-    urgent = f" at real-time priority ({run['real_time']})" if run.get("real_time") else ""
     only = "" if run.get("gpu") else " No GPU: nothing here was measured on one."
     return (
-        f"{where}{run['cpu']}, {run['cores']} cores{urgent}, torch {run['torch']}, Python {run['python']}, "
+        f"{where}{run['cpu']}, {cores(run)}, torch {run['torch']}, Python {run['python']}, "
         f"{run['datetime'][:10]}, commit {run['commit'][:10]}.{only}"
     )
 

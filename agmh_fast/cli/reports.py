@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agmh_fast.errors import require
-from agmh_fast.recorded import duration
+from agmh_fast.recorded import cores, duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +122,7 @@ package carries, of the machine named above. Everything ran on the CPU.
 
 def origin(run: Mapping[str, Any]) -> str:
     """Where, when and of what a recorded run was made."""
-    return f"{run['cpu']}, {run['cores']} cores, {run['datetime'][:10]}, commit {run['commit'][:10]}"
+    return f"{run['cpu']}, {cores(run)}, {run['datetime'][:10]}, commit {run['commit'][:10]}"
 
 
 def write_bench(path: str, found: Mapping[str, Any]) -> None:
