@@ -23,7 +23,7 @@ def wait_at_most(sharded: af.ShardedHammingIndex, seconds: float) -> None:
     for.
     """
     dist.barrier()
-    sharded._peers._timeout = seconds
+    sharded._shards.peers._timeout = seconds
 
 
 def lose_a_rank(rank: int, lost: int, how: str, timeout: float) -> tuple[str, tuple[int, ...], float] | None:
@@ -77,7 +77,7 @@ def interrupt_a_rank(rank: int) -> None:
     wait_at_most(sharded, 5)
     query = np.zeros((1, 1), np.uint8)
     if rank == 1:
-        sharded._shard = Interrupted()
+        sharded._shards.own = Interrupted()
         with pytest.raises(KeyboardInterrupt):
             sharded.range_search(query, 2)
         cases.raises(LostRankError, "this rank was interrupted", sharded.search, query, 2)

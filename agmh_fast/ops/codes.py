@@ -98,10 +98,16 @@ def _check_padding(name: str, codes: Tensor, bits: int) -> Tensor:
         return codes
     if codes.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.cat([codes[:, :-1], codes[:, -1:] & (255 - padding)], dim=1)
-    bad = (codes[:, -1] & padding).nonzero()
+    check_tensor_padding(name, codes, bits)
+    return codes
+
+
+def check_tensor_padding(name: str, codes: Tensor, bits: int) -> None:
+    """Raise InputError for a row with bits set beyond `bits`; waits for a device, if there are such bits at all."""
+    padding = (1 << (-bits % 8)) - 1
+    bad = (codes[:, -1] & padding).nonzero() if padding else codes[:0]
     if len(bad):
         raise padding_error(name, int(bad[0]), bits)
-    return codes
 
 
 def padding_error(name: str, row: int, bits: int) -> InputError:

@@ -25,7 +25,7 @@ from agmh_fast.search.arguments import Array, HostArguments, check_padding, pack
 from agmh_fast.search.devices import check_device, free_bytes
 from agmh_fast.search.id_lists import find_ids
 from agmh_fast.search.streamed_engine import StreamedEngine
-from agmh_fast.search.tensor_engine import HostPieces, TensorEngine, row_bytes
+from agmh_fast.search.tensor_engine import HostPieces, Moment, TensorEngine, row_bytes
 
 # Rows that are copied at a time on their way to a .npy file.
 _ROWS = 1 << 16
@@ -326,6 +326,14 @@ class HammingIndex:
         """Codes in the order of `places` in `ids`, a copy."""
         codes = self.codes
         return codes[torch.from_numpy(places).to(codes.device) if isinstance(codes, Tensor) else places]
+
+    def _moment(self) -> Moment | None:
+        """What `_restore` goes back to, without a copy; None where the engine changes rows in place."""
+        return self._engine.moment() if isinstance(self._engine, TensorEngine) else None
+
+    def _restore(self, moment: Moment) -> None:
+        """Undo what was changed since that moment, before any search has seen it; this cannot fail."""
+        self._engine.restore(moment)
 
     def _live(self) -> Any:
         """The engine, once the file that it reads, if any, is known to be what it was."""

@@ -135,6 +135,12 @@ class Peers:
         """Bytes `part` of every rank, of sizes[r] bytes, in the order of ranks."""
         return self.exchange([part] * self.size, sizes)
 
+    def gather_array(self, array: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+        """Everyone's 1-D array of this type, in host memory, with so many entries each, in the order of ranks."""
+        data = torch.from_numpy(array.view(np.uint8).copy())
+        parts = self.gather(data, [count * array.itemsize for count in counts])
+        return [part.numpy().view(array.dtype) for part in parts]
+
     @contextlib.contextmanager
     def in_step(self) -> Iterator[None]:
         """For a rank's own work between what it sends: after an error there it sends nothing more.

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from agmh_fast.errors import InputError, require
 from agmh_fast.ops.arrays import array_to_tensor
-from agmh_fast.ops.codes import check_codes, padding_error
+from agmh_fast.ops.codes import check_codes, check_tensor_padding
 from agmh_fast.ops.hamming import range_op, topk_op
 from agmh_fast.search.arguments import Array, check_mask_length
 from agmh_fast.search.ascending import AscendingIds
 from agmh_fast.search.device_arguments import DeviceArguments
 from agmh_fast.search.device_order import Done
 from agmh_fast.search.devices import memory_errors
+from agmh_fast.search.id_lists import MAX_ID
 from agmh_fast.search.repeats import Repeats
 
-_MAX_ID = 2**63 - 2
 # Rows that are copied at a time from one memory to another.
 _PIECE = 1 << 22
 
@@ -37,6 +37,14 @@ class Items(NamedTuple):
     ids: AscendingIds
     next_id: int
     done: Done
+
+
+class Moment(NamedTuple):
+    """What `TensorEngine.restore` goes back to: the items, and the buffers that they lie in with room behind them."""
+
+    items: Items
+    rows: Tensor
+    stored_ids: Tensor
 
 
 def row_bytes(bits: int) -> int:
@@ -73,6 +81,19 @@ class TensorEngine:
         with memory_errors(self._device):
             return items.rows, items.ids.tensor(), items.next_id
 
+    def moment(self) -> Moment:
+        """The present one. It is what is there already: it takes memory only once a change has replaced tensors."""
+        with self._changes:
+            return Moment(self._items, self._rows, self._stored_ids)
+
+    def restore(self, moment: Moment) -> None:
+        """Undo what was changed since that moment, before any search has seen it. Nothing is copied or allocated."""
+        with self._changes:
+            # The next change comes after those undone: it may write where one of them, on another stream, still does.
+            self._items = moment.items._replace(done=self._items.done)
+            self._rows, self._stored_ids = moment.rows, moment.stored_ids
+            self._repeats.forget()
+
     @classmethod
     def of(cls, bits: int, device: torch.device, rows: Array, ids: Array, next_id: int) -> TensorEngine:
         """A copy of another engine's `snapshot`, wherever that lies."""
@@ -89,7 +110,7 @@ class TensorEngine:
         if not len(codes):
             return
         with self._changes, memory_errors(self._device):
-            self._check_padding(codes)
+            check_tensor_padding("codes", codes, self.bits)
             items = self._present()
             next_id = items.next_id
             if ids is not None:
@@ -101,7 +122,7 @@ class TensorEngine:
                 codes = codes[order]
                 first, last = ids[[0, -1]].tolist()
             else:
-                if len(codes) > _MAX_ID - next_id + 1:
+                if len(codes) > MAX_ID - next_id + 1:
                     raise InputError(f"ids: none are left above {next_id - 1}; give ids yourself")
                 first, last = next_id, next_id + len(codes) - 1
             next_id = max(next_id, last + 1)
@@ -164,14 +185,6 @@ class TensorEngine:
             check_mask_length(mask.shape[-1], items.ids.count)
         return queries, mask if allowed is None else items.ids.mask(allowed)
 
-    def _check_padding(self, codes: Tensor) -> None:
-        padding = (1 << (-self.bits % 8)) - 1
-        if not padding:
-            return  # and nothing to wait for
-        bad = (codes[:, -1] & padding).nonzero()
-        if len(bad):
-            raise padding_error("codes", int(bad[0]), self.bits)
-
     def _append(self, items: Items, codes: Tensor, ids: Tensor | None, ends: tuple[int, int], next_id: int) -> None:
         """Add codes whose ids are above all others: behind the rows that searches may be reading."""
         (first, last), count = ends, items.ids.count
@@ -227,7 +240,7 @@ class HostPieces:
 def _ascending(ids: Tensor) -> tuple[Tensor, Tensor]:
     """The ids sorted, and the order that sorts them; InputError for one that is negative, too large or repeated."""
     ids, order = ids.sort()
-    wrong = (ids < 0) | (ids > _MAX_ID)
+    wrong = (ids < 0) | (ids > MAX_ID)
     twice = torch.zeros_like(wrong)
     twice[1:] = ids[1:] == ids[:-1]
     bad = (wrong | twice).nonzero()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lost_rank_cases
 import numpy as np
 import pytest
+import shard_mistake_cases as mistakes
 import sharded_cases as cases
 import torch
 from ranks import ranks
@@ -79,9 +80,18 @@ def three():
 
 def test_a_mistake_on_one_rank_is_an_error_on_all(three):
     for bad in range(3):
-        three.run(cases.bad_arguments, bad)
-    three.run(cases.bad_arguments, 1, "tensors")
+        three.run(mistakes.bad_arguments, bad)
+    three.run(mistakes.bad_arguments, 1, "tensors")
     three.run(cases.batched_transfers)
+
+
+def test_nothing_is_stored_before_all_ranks_have_checked(three):
+    for bad, device in ((0, "host"), (2, "tensors")):
+        three.run(mistakes.check_before_storing, bad, device)
+
+
+def test_going_back_needs_no_memory(three):
+    three.run(mistakes.go_back_without_memory)
 
 
 @pytest.mark.parametrize(
@@ -137,4 +147,4 @@ def test_a_rank_that_fails_between_transfers_sends_no_more(three):
 
 
 def test_a_shard_file_written_to_is_an_error_on_all(three, tmp_path):
-    three.run(cases.write_to_a_shard_file, str(tmp_path / "saved"))
+    three.run(mistakes.write_to_a_shard_file, str(tmp_path / "saved"))
