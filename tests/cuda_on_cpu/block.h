@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <source_location>
 #include <thread>
 #include <vector>
@@ -60,7 +62,7 @@ struct Warp {
 };
 
 struct Thread {
-  Fiber fiber;
+  Fiber* fiber = nullptr;
   uint3 index{};
   int number = 0;
   bool ended = false;
@@ -79,7 +81,7 @@ class Block {
   const uint3 index;
   const dim3 size, grid;
 
-  static Block& current() { return *running(); }
+  CUDA_ON_CPU_UNSEEN static Block& current() { return *running(); }
   CUDA_ON_CPU_UNSEEN uint3 thread_index() const { return thread_->index; }
   CUDA_ON_CPU_UNSEEN int lane() const { return thread_->number % 32; }
   void* shared() const { return shared_.get(); }
@@ -95,7 +97,7 @@ class Block {
                                bool orders_memory = false);
 
  private:
-  static Block*& running() {
+  CUDA_ON_CPU_UNSEEN static Block*& running() {
     static thread_local Block* block = nullptr;
     return block;
   }
@@ -108,7 +110,7 @@ class Block {
   }
   void give_way() {
     Thread& me = *thread_;
-    while (me.waits_at != nullptr) me.fiber.leave(home_);
+    while (me.waits_at != nullptr) me.fiber->leave(crew_->home);
   }
   void open_barrier_if_full();
   bool run_each_once();
@@ -116,29 +118,33 @@ class Block {
 
   const std::function<void()>& kernel_;
   std::unique_ptr<char[]> shared_;
-  Home home_;
+  Crew* crew_ = nullptr;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   Thread* thread_ = nullptr;
   int live_ = 0;
   int arrived_ = 0, nonzero_ = 0;  // threads at the barrier
   Votes votes_{};                  // of the last time it opened
-  char barrier_order_ = 0, end_order_ = 0;
+  char start_order_ = 0, barrier_order_ = 0, end_order_ = 0;
 };
 
 inline void Block::entry() {
-  Block& block = current();
-  Fiber::arrived(block.home_);
-  block.kernel_();
-  release(&block.end_order_);
-  Thread* me = nullptr;
-  {
-    const Unseen books;
-    me = block.thread_;
-    me->ended = true;
+  Fiber::arrived(current().crew_->home);
+  while (true) {  // for one block after another
+    Block& block = current();
+    acquire(&block.start_order_);
+    block.kernel_();
+    release(&block.end_order_);
+    Fiber* me = nullptr;
+    Home* home = nullptr;
+    {
+      const Unseen books;
+      block.thread_->ended = true;
+      me = block.thread_->fiber;
+      home = &block.crew_->home;
+    }
+    me->leave(*home);
   }
-  me->fiber.leave(block.home_, true);
-  std::abort();
 }
 
 inline void Block::open_barrier_if_full() {
@@ -199,7 +205,7 @@ inline bool Block::run_each_once() {
     if (thread.ended || thread.waits_at != nullptr) continue;
     moved = true;
     thread_ = &thread;
-    thread.fiber.enter(home_);
+    thread.fiber->enter(crew_->home);
     if (!thread.ended) continue;
     --live_;
     open_barrier_if_full();
@@ -221,41 +227,93 @@ inline void Block::report_deadlock() {
 }
 
 inline void Block::run() {
-  running() = this;
+  static thread_local Crew crew;
+  crew_ = &crew;
+  {
+    const Unseen books;
+    running() = this;
+  }
   live_ = static_cast<int>(size.x * size.y * size.z);
   threads_.resize(static_cast<size_t>(live_));
   warps_.resize(static_cast<size_t>((live_ + 31) / 32));
-  static thread_local Stacks stacks;
-  stacks.prepare(live_);
   for (int i = 0; i < live_; ++i) {
     Thread& thread = threads_[static_cast<size_t>(i)];
     const unsigned number = static_cast<unsigned>(i);
     thread.number = i;
     thread.index = {number % size.x, number / size.x % size.y, number / (size.x * size.y)};
-    thread.fiber.start(stacks[i], entry);
+    thread.fiber = &crew.fiber(i, entry);
   }
+  release(&start_order_);
   while (live_ > 0)
     if (!run_each_once()) report_deadlock();
   acquire(&end_order_);
-  for (Thread& thread : threads_) thread.fiber.end();
 }
+
+#ifdef __SANITIZE_THREAD__
+// A thread of the system that runs a block beside the caller's.
+class Second {
+ public:
+  Second(const Second&) = delete;
+  ~Second() {
+    give(nullptr);
+    thread_.join();
+  }
+  static Second& of_this_thread() {
+    static thread_local Second second;
+    return second;
+  }
+  void give(Block* block) {
+    const std::lock_guard lock(mutex_);
+    block_ = block;
+    given_ = true;
+    changed_.notify_one();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !given_; });
+  }
+
+ private:
+  Second() : thread_([this] { work(); }) {}
+  void work() {
+    while (true) {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return given_; });
+      if (block_ == nullptr) return;
+      lock.unlock();
+      block_->run();
+      lock.lock();
+      given_ = false;
+      changed_.notify_one();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Block* block_ = nullptr;
+  bool given_ = false;
+  std::thread thread_;
+};
+#endif
 
 // All blocks of a grid, one after another; under the thread sanitizer two at a time, without order between them.
 inline void run_grid(dim3 grid, dim3 size, size_t shared, const std::function<void()>& kernel) {
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  const auto run_block = [&](uint64_t number) {
+  const auto block = [&](uint64_t number) {
     const uint3 index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
                          static_cast<unsigned>(number / (uint64_t{grid.x} * grid.y))};
-    Block(index, size, grid, shared, kernel).run();
+    return std::make_unique<Block>(index, size, grid, shared, kernel);
   };
 #ifdef __SANITIZE_THREAD__
-  for (uint64_t first = 0; first < blocks; first += 2) {
-    std::vector<std::thread> pair;
-    for (uint64_t i = first; i < blocks && i < first + 2; ++i) pair.emplace_back(run_block, i);
-    for (std::thread& thread : pair) thread.join();
+  Second& second = Second::of_this_thread();
+  for (uint64_t i = 0; i < blocks; i += 2) {
+    const std::unique_ptr<Block> one = block(i), other = i + 1 < blocks ? block(i + 1) : nullptr;
+    if (other) second.give(other.get());
+    one->run();
+    if (other) second.wait();
   }
 #else
-  for (uint64_t i = 0; i < blocks; ++i) run_block(i);
+  for (uint64_t i = 0; i < blocks; ++i) block(i)->run();
 #endif
 }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -74,44 +75,6 @@ class Unseen {
   Unseen(const Unseen&) = delete;
 };
 
-// Stacks of all fibers of a block, kept for the next one.
-class Stacks {
- public:
-  static constexpr size_t kBytes = 64 << 10;
-
-  Stacks() = default;
-  Stacks(const Stacks&) = delete;
-  ~Stacks() { release(); }
-  void prepare(int count) {
-    forget();
-    if (static_cast<size_t>(count) * kBytes <= bytes_) return;
-    release();
-    const size_t bytes = static_cast<size_t>(count) * kBytes;
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    memory_ = memory;
-    bytes_ = bytes;
-  }
-  char* operator[](int i) const { return static_cast<char*>(memory_) + static_cast<size_t>(i) * kBytes; }
-
- private:
-  // Fibers never return from their first function, so that the address sanitizer would take its frame for in use.
-  void forget() {
-#ifdef __SANITIZE_ADDRESS__
-    if (bytes_ > 0) __asan_unpoison_memory_region(memory_, bytes_);
-#endif
-  }
-  void release() {
-    forget();
-    if (bytes_ > 0) munmap(memory_, bytes_);
-    bytes_ = 0;
-  }
-
-  size_t bytes_ = 0;
-  void* memory_ = nullptr;
-};
-
 // The side that fibers come back to: one a thread of the system.
 struct Home {
   void* stack_pointer = nullptr;
@@ -124,24 +87,22 @@ struct Home {
 
 class Fiber {
  public:
-  // `entry` runs on `stack` at the first enter() and never returns: it ends in leave().
-  void start(char* stack, void (*entry)()) {
-    stack_ = stack;
-    void** top = reinterpret_cast<void**>(stack + Stacks::kBytes);
+  static constexpr size_t kStackBytes = 64 << 10;
+
+  // `entry` runs on `stack` at the first enter() and never returns.
+  Fiber(char* stack, void (*entry)()) : stack_(stack) {
+    void** top = reinterpret_cast<void**>(stack + kStackBytes);
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(entry);
     for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
     stack_pointer_ = top;
-#ifdef __SANITIZE_THREAD__
-    thread_ = __tsan_create_fiber(0);
-#endif
   }
 
   // From home to the fiber; returns when the fiber leaves.
   CUDA_ON_CPU_UNSEEN void enter(Home& home) {
 #ifdef __SANITIZE_ADDRESS__
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, stack_, Stacks::kBytes);
+    __sanitizer_start_switch_fiber(&fake, stack_, kStackBytes);
 #endif
 #ifdef __SANITIZE_THREAD__
     __tsan_switch_to_fiber(thread_, 1);
@@ -160,10 +121,10 @@ class Fiber {
   }
 
   // From the fiber to home; returns when the fiber is entered again.
-  CUDA_ON_CPU_UNSEEN void leave(Home& home, [[maybe_unused]] bool for_good = false) {
+  CUDA_ON_CPU_UNSEEN void leave(Home& home) {
 #ifdef __SANITIZE_ADDRESS__
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, home.stack_bottom, home.stack_size);
+    __sanitizer_start_switch_fiber(&fake, home.stack_bottom, home.stack_size);
 #endif
 #ifdef __SANITIZE_THREAD__
     __tsan_switch_to_fiber(home.thread, 1);
@@ -182,10 +143,44 @@ class Fiber {
 
  private:
   void* stack_pointer_ = nullptr;
-  char* stack_ = nullptr;
+  char* stack_;
 #ifdef __SANITIZE_THREAD__
-  void* thread_ = nullptr;
+  void* thread_ = __tsan_create_fiber(0);
 #endif
+};
+
+// Fibers that one block after another has for its threads: to make one costs the thread sanitizer more than most
+// kernels do.
+class Crew {
+ public:
+  static constexpr int kMost = 1024;  // threads of a block
+
+  Crew() : stacks_(mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {
+    if (stacks_ == MAP_FAILED) throw std::bad_alloc();
+    fibers_.reserve(kMost);
+  }
+  Crew(const Crew&) = delete;
+  ~Crew() {
+    for (Fiber& fiber : fibers_) fiber.end();
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(stacks_, kBytes);  // of the functions that never return
+#endif
+    munmap(stacks_, kBytes);
+  }
+
+  Home home;
+  // `entry` is what all of them run.
+  Fiber& fiber(int i, void (*entry)()) {
+    while (static_cast<int>(fibers_.size()) <= i)
+      fibers_.emplace_back(static_cast<char*>(stacks_) + fibers_.size() * Fiber::kStackBytes, entry);
+    return fibers_[static_cast<size_t>(i)];
+  }
+
+ private:
+  static constexpr size_t kBytes = kMost * Fiber::kStackBytes;
+
+  void* stacks_;
+  std::vector<Fiber> fibers_;
 };
 
 }  // namespace cuda_on_cpu
