@@ -74,7 +74,7 @@ inline constexpr agmh::cuda::Device kSmallDevice = {1, 2048, 96 << 10};
 
 void check_plan();
 void check_topk(bool brief);
-void check_sifted_topk();
+void check_sifted_topk(bool brief);
 void check_range(bool brief);
 void check_histogram(bool brief);
 void check_ranking(bool brief);
