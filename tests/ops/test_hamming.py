@@ -92,7 +92,7 @@ def test_many_queries_with_labels(classes, bits):
     """Bit planes, with labels that many, few and hardly any pairs share; items on both sides of 4096."""
     q, x = codes(90, bits, 70), codes(4200, bits, 300)
     labels = torch.randint(classes, (90,)), torch.randint(classes, (4200,))
-    hot = [torch.nn.functional.one_hot(part % 60, 60) + torch.nn.functional.one_hot(part % 7, 60) for part in labels]
+    hot = [torch.nn.functional.one_hot(part % 60, 60) | torch.nn.functional.one_hot(part % 7, 60) for part in labels]
     for pair in (labels, hot):
         expected = hamming.hamming_ranked_histogram(q, x, *pair, k=4000, cutoffs=[1, 900], bits=bits, impl="torch")
         assert_same(
