@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def run(capsys, line):
     code = main(line.split())
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def finished(line, timeout, environment=ENVIRONMENT):
+    """What a process did, its output as text; one that takes longer than so many seconds fails with its output."""
+    try:
+        return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=timeout)
+    except subprocess.TimeoutExpired as late:
+        said = "\n".join(str(part and part.decode(errors="replace")) for part in (late.stdout, late.stderr))
+        raise AssertionError(f"not done in {timeout} s: {line}\n{said}") from None
 
 
 def require_mistake(capsys, line, text, prints_splits=False):

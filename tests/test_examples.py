@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command_line import finished
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -19,7 +19,7 @@ def _run(name: str, *arguments: str, start: tuple[str, ...] = ()) -> str:
         pytest.skip("needs the repository's examples/")
     command = [sys.executable, *start, str(EXAMPLES / name), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    run = finished(command, 300, environment)
     assert run.returncode == 0, run.stderr
     return run.stdout
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-
+import numpy as np
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,35 +22,22 @@ def _step(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return out.embedding.square().mean() + out.attention_dispersion
 
 
-def _rank(rank: int, port: int, images: torch.Tensor, results: mp.Queue) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def gradients(rank: int, images: torch.Tensor) -> list[np.ndarray]:
+    """Of two ranks, each on its half, after two steps."""
     model = DistributedDataParallel(_model())
     for _ in range(2):
         model.zero_grad()
         _step(model, images[rank]).backward()
-    if rank == 0:
-        results.put([p.grad.numpy() for p in model.parameters()])
-    dist.barrier()
-    dist.destroy_process_group()
+    return [p.grad.numpy() for p in model.parameters()]
 
 
 def test_gradients_are_the_mean_over_ranks():
     images = torch.randn(2, 3, 3, 9, 9, dtype=torch.float64)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    ranks = [context.Process(target=_rank, args=(rank, port, images, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    gradients = results.get(timeout=120)
-    for process in ranks:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    with ranks(2) as two:
+        found, same = two.run(gradients, images)
+    assert all(map(np.array_equal, found, same))
     model = _model()
     for half in images:
         (_step(model, half) / 2).backward()
-    for (name, p), gradient in zip(model.named_parameters(), gradients, strict=True):
+    for (name, p), gradient in zip(model.named_parameters(), found, strict=True):
         assert torch.allclose(p.grad, torch.from_numpy(gradient), rtol=1e-9, atol=1e-12), name

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import distributed_cases as cases
 import miniatures
 import pytest
 import torch
-from command_line import ENVIRONMENT
-from ranks import ranks
+from command_line import finished
+from ranks import CommandRanks, command_ranks, ranks
 from torch.nn import BatchNorm2d
 
 from agmh_fast import InputError
@@ -110,7 +108,7 @@ def test_half_a_start_is_named(monkeypatch):
 
 COMMAND = (
     "train --dataset listing --root . --backbone small --num-descriptors 2 --descriptor-dim 4 --memory-size 2 "
-    "--batch-size 4 --max-epoch 1 --select test --bits 8 --device cpu --checkpoint-seconds 0 --rank-seconds 20"
+    "--batch-size 4 --max-epoch 1 --select test --bits 8 --device cpu --checkpoint-seconds 0"
 )
 
 
@@ -123,53 +121,45 @@ def images(tmp_path, monkeypatch):
     miniatures.write(tmp_path / "test.txt", [f"{number}.jpg {number % 3}" for number in range(8, 10)])
 
 
-def _start(*options: str) -> list[subprocess.Popen]:
-    """Two ranks of the command line."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = ENVIRONMENT | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "agmh_fast", *COMMAND.split(), *options]
-    return [
-        subprocess.Popen(
-            command,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+def _ranks(*options: str) -> contextlib.AbstractContextManager[CommandRanks]:
+    return command_ranks(2, [*COMMAND.split(), *options])
 
 
-@pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "silent"])
-def test_a_lost_rank_is_an_error_and_the_run_goes_on_after(images, lost):
-    first, second = _start("--output", "run", "--max-iter", "25")
-    deadline = time.monotonic() + 100
-    log = Path("run/scalars.csv")
-    while not log.exists() or len(log.read_text().splitlines()) < 5:
-        assert time.monotonic() < deadline
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.1)
-    second.send_signal(lost)
-    _, err = first.communicate(timeout=60)
-    second.kill()
-    second.communicate(timeout=20)
-    assert first.returncode == 2, err
-    assert err.splitlines()[-1].startswith("agmh-fast: ranks: another rank is gone")
+def _require_an_end(ranks: CommandRanks) -> None:
+    """The first rank must end soon, with a line that says why."""
+    code, _, err = ranks.finished(0, timeout=600)
+    assert code == 2, ranks.said()
+    assert err.splitlines()[-1].startswith("agmh-fast: ranks: another rank is gone"), ranks.said()
     assert "Traceback" not in err
-    if lost == signal.SIGSTOP:
-        return
-    again = _start("--output", "run", "--resume")
-    outputs = [process.communicate(timeout=100) for process in again]
-    assert [process.returncode for process in again] == [0, 0], outputs
-    assert "mAP" in outputs[0][0]
-    assert outputs[1] == ("", "")
+
+
+def _trains() -> bool:
+    log = Path("run/scalars.csv")
+    return log.exists() and len(log.read_text().splitlines()) >= 5
+
+
+def test_a_dead_rank_is_an_error_and_the_run_goes_on_after(images):
+    with _ranks("--output", "run", "--max-iter", "25", "--rank-seconds", "300") as started:
+        started.wait_until(_trains, timeout=600)
+        started[1].send_signal(signal.SIGKILL)
+        _require_an_end(started)
+    with _ranks("--output", "run", "--resume", "--rank-seconds", "300") as again:
+        code, out, _ = again.finished(0, timeout=600)
+        assert code == 0, again.said()
+        assert "mAP" in out
+        assert again.finished(1, timeout=600) == (0, "", ""), again.said()
+
+
+def test_a_silent_rank_is_an_error(images):
+    with _ranks("--output", "run", "--max-iter", "2500", "--rank-seconds", "20") as started:
+        started.wait_until(_trains, timeout=600)
+        started[1].send_signal(signal.SIGSTOP)
+        _require_an_end(started)
 
 
 def test_torchrun_starts_the_ranks(images):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "agmh_fast"]
     line = [*run, *COMMAND.split(), "--output", "run", "--max-iter", "1", "--json"]
-    found = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    found = finished(line, timeout=600)
     assert found.returncode == 0, found.stderr
     assert '"bits": 8' in found.stdout
