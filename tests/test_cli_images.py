@@ -266,6 +266,7 @@ def test_evaluate_runs(folder, capsys):
     for row in told:
         assert f"<h2>{row['run']}</h2>" in page
         assert f"<td>{row['scores']['stable']['map']:.4f}</td>" in page
+    assert page.count("Of the best model, after iteration 1, selected by test. ") == 3
     assert "mAP by code length: " in page
     code, out, _ = run(capsys, "evaluate runs --model final")
     assert code == 0

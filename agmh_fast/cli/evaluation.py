@@ -53,7 +53,7 @@ def _evaluate_files(args: argparse.Namespace) -> None:
     codes = read_npy("--query-codes", args.query_codes), read_npy("--database-codes", args.database_codes)
     labels = read_npy("--query-labels", args.query_labels), read_npy("--database-labels", args.database_labels)
     scores = {ties: metrics.retrieval(*codes, *labels, args.bits, ties, args.k) for ties in TIE_RULES}
-    _draw(args, {args.query_codes: scores})
+    _draw(args, {args.query_codes: scores}, {})
     if args.json:
         print_json(_plain(scores))
     else:
@@ -65,9 +65,13 @@ def _evaluate_runs(args: argparse.Namespace) -> None:
 
     folders = [folder for top in args.runs for folder in run_folders(top)]
     results = evaluate_runs(folders, args.model, args.root, args.k, args.workers, args.device)
-    _draw(args, {result.folder: result.scores for result in results})
+    about = {
+        result.folder: f"{result.which} model, after iteration {result.iteration}, selected by {result.selected_by}"
+        for result in results
+    }
+    _draw(args, {result.folder: result.scores for result in results}, about)
     if args.json:
-        about = [
+        told = [
             {
                 "run": result.folder,
                 "bits": result.bits,
@@ -78,13 +82,10 @@ def _evaluate_runs(args: argparse.Namespace) -> None:
             }
             for result in results
         ]
-        print_json({"runs": about})
+        print_json({"runs": told})
         return
     for result in results:
-        print(
-            f"{result.folder}: {result.bits} bits, {result.which} model, after iteration {result.iteration}, "
-            f"selected by {result.selected_by}"
-        )
+        print(f"{result.folder}: {result.bits} bits, {about[result.folder]}")
         _print_scores(result.scores)
         print()
     print(f"{'mAP':<13}" + "".join(f"{f'{result.bits} bits':>11}" for result in results))
@@ -107,7 +108,7 @@ def _print_scores(scores: Scores) -> None:
     print(first.definition)
 
 
-def _draw(args: argparse.Namespace, scored: dict[str, Scores]) -> None:
+def _draw(args: argparse.Namespace, scored: dict[str, Scores], about: dict[str, str]) -> None:
     """The pictures and the page that were asked for."""
     if args.figures is not None:
         from agmh_fast import viz
@@ -117,7 +118,7 @@ def _draw(args: argparse.Namespace, scored: dict[str, Scores]) -> None:
         for name, figure in score_figures(scored).items():
             viz.save_png(figure, place / f"{name}.png")
     if args.report is not None:
-        write_scores(args.report, scored)
+        write_scores(args.report, scored, about)
 
 
 EVALUATE = Command(

@@ -69,8 +69,8 @@ counts as precision 0.
 """
 
 
-def write_scores(path: str, scored: Scored) -> None:
-    """The page of `agmh-fast evaluate`: scores of each named set of codes, by rule for ties."""
+def write_scores(path: str, scored: Scored, about: Mapping[str, str]) -> None:
+    """The page of `agmh-fast evaluate`: scores of each named set of codes, by rule for ties, and what they are of."""
     from agmh_fast import viz
 
     firsts = {name: scores["stable"] for name, scores in scored.items()}
@@ -80,7 +80,7 @@ def write_scores(path: str, scored: Scored) -> None:
         points = ", ".join(f"{score.map:.3f} at {score.bits} bits" for score in firsts.values())
         pictures.append(viz.Picture(figures["map_by_bits"], f"mAP by code length: {points}"))
     sections = [viz.Section("Precision, recall and code length", _CURVES, pictures)]
-    sections += [_scores_section(name, scores) for name, scores in scored.items()]
+    sections += [_scores_section(name, scores, about.get(name)) for name, scores in scored.items()]
     best_name, best = max(firsts.items(), key=lambda item: item[1].map)
     cutoff = 10 if 10 in best.precision_at else min(best.precision_at)
     viz.write_report(
@@ -101,7 +101,7 @@ def write_scores(path: str, scored: Scored) -> None:
     )
 
 
-def _scores_section(name: str, scores: Mapping[str, RetrievalMetrics]) -> Any:
+def _scores_section(name: str, scores: Mapping[str, RetrievalMetrics], about: str | None) -> Any:
     from agmh_fast import viz
 
     first = scores["stable"]
@@ -110,7 +110,8 @@ def _scores_section(name: str, scores: Mapping[str, RetrievalMetrics]) -> Any:
         [ties, *(f"{value:.4f}" for value in (score.map, *score.precision_at.values(), *score.recall_at.values()))]
         for ties, score in scores.items()
     ]
-    return viz.Section(name, _SCORES, tables=[viz.Table(first.definition, header, rows)])
+    text = _SCORES if about is None else f"Of the {about}. {_SCORES}"
+    return viz.Section(name, text, tables=[viz.Table(first.definition, header, rows)])
 
 
 QUICK = "Small sizes, to see that everything runs: these numbers mean nothing."
