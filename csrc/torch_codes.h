@@ -15,6 +15,14 @@ T* data(const torch::stable::Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// Bytes of a tensor of these sizes; the most there can be where it has more.
+inline int64_t bytes_of(std::initializer_list<int64_t> sizes, int64_t element_bytes) {
+  int64_t bytes = element_bytes;
+  for (const int64_t size : sizes)
+    if (__builtin_mul_overflow(bytes, size, &bytes)) return std::numeric_limits<int64_t>::max();
+  return bytes;
+}
+
 // An uninitialised tensor on the device of `like`; where there is no room for it the error says how much was asked for.
 inline torch::stable::Tensor allocate(const char* op, const torch::stable::Tensor& like,
                                       std::initializer_list<int64_t> sizes, torch::headeronly::ScalarType type,
@@ -22,10 +30,7 @@ inline torch::stable::Tensor allocate(const char* op, const torch::stable::Tenso
   try {
     return torch::stable::new_empty(like, sizes, type);
   } catch (const std::exception&) {
-    int64_t bytes = element_bytes;
-    for (const int64_t size : sizes)
-      if (__builtin_mul_overflow(bytes, size, &bytes)) bytes = std::numeric_limits<int64_t>::max();
-    STD_TORCH_CHECK(false, op, ": out of memory, ", bytes, " bytes were asked for");
+    STD_TORCH_CHECK(false, op, ": out of memory, ", bytes_of(sizes, element_bytes), " bytes were asked for");
   }
 }
 

@@ -54,28 +54,29 @@ struct Search {
 
 // An uninitialised tensor for results. The memory of large ones is used again when they are gone.
 template <class T>
-Tensor results(const char* op, const Tensor& like, int64_t rows, int64_t columns) {
-  int64_t bytes = sizeof(T);
-  const bool known = !__builtin_mul_overflow(bytes, rows, &bytes) && !__builtin_mul_overflow(bytes, columns, &bytes);
-  if (!known || bytes < static_cast<int64_t>(agmh::kHugeBytes)) return agmh::allocate<T>(op, like, {rows, columns});
+Tensor results(const char* op, const Tensor& like, std::initializer_list<int64_t> sizes) {
+  const int64_t bytes = agmh::bytes_of(sizes, sizeof(T));
+  if (bytes < static_cast<int64_t>(agmh::kHugeBytes)) return agmh::allocate<T>(op, like, sizes);
   agmh::Block block;
   try {
     block = agmh::take_block(static_cast<size_t>(bytes));
   } catch (const std::bad_alloc&) {
-    STD_TORCH_CHECK(false, op, ": out of memory, ", bytes, " bytes were asked for");
+    return agmh::allocate<T>(op, like, sizes);  // which says what was asked for
   }
   const agmh::Release release = block.get_deleter();
-  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
-  const Tensor out = torch::stable::from_blob(block.get(), {sizes, 2}, {strides, 2}, like.device(),
-                                              torch::headeronly::CppTypeToScalarType<T>::value,
-                                              [release](void* memory) { release(static_cast<uint8_t*>(memory)); });
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t axis = sizes.size() - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * sizes.begin()[axis];
+  const Tensor out =
+      torch::stable::from_blob(block.get(), {sizes.begin(), sizes.size()}, {strides.data(), strides.size()},
+                               like.device(), torch::headeronly::CppTypeToScalarType<T>::value,
+                               [release](void* memory) { release(static_cast<uint8_t*>(memory)); });
   (void)block.release();
   return out;
 }
 
 template <class T>
 Tensor distances_as(const Search& search, int64_t rows, int64_t columns) {
-  const Tensor out = results<T>("hamming_distance", search.queries, rows, columns);
+  const Tensor out = results<T>("hamming_distance", search.queries, {rows, columns});
   agmh::distance(search.task, data<T>(out));
   return out;
 }
@@ -98,8 +99,8 @@ std::tuple<Tensor, Tensor> topk_cpu(const Tensor& q, const Tensor& x, int64_t bi
   search.leave_out(mask);
   STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
   STD_TORCH_CHECK(max_distance >= 0, "max_distance must be at least 0, got ", max_distance);
-  const Tensor distances = results<int32_t>("hamming_topk", q, q.size(0), k);
-  const Tensor ids = results<int64_t>("hamming_topk", q, q.size(0), k);
+  const Tensor distances = results<int32_t>("hamming_topk", q, {q.size(0), k});
+  const Tensor ids = results<int64_t>("hamming_topk", q, {q.size(0), k});
   agmh::topk(search.task, k, static_cast<int>(std::min(max_distance, bits)), data<int32_t>(distances),
              data<int64_t>(ids));
   return {distances, ids};
@@ -114,8 +115,8 @@ std::tuple<Tensor, Tensor, Tensor> range_cpu(const Tensor& q, const Tensor& x, i
   agmh::RangeCounts counts =
       agmh::range_count(search.task, static_cast<int>(std::min<int64_t>(radius, bits)), data<int64_t>(lims));
   const int64_t found = data<int64_t>(lims)[q.size(0)];
-  const Tensor distances = agmh::allocate<int32_t>("hamming_range", q, {found});
-  const Tensor ids = agmh::allocate<int64_t>("hamming_range", q, {found});
+  const Tensor distances = results<int32_t>("hamming_range", q, {found});
+  const Tensor ids = results<int64_t>("hamming_range", q, {found});
   agmh::range_fill(search.task, std::move(counts), data<int64_t>(lims), data<int32_t>(distances), data<int64_t>(ids));
   return {lims, distances, ids};
 }

@@ -167,6 +167,7 @@ def test_memory_of_large_results_is_used_again():
         lambda: hamming.hamming_distance(q, x, 48),
         lambda: hamming.hamming_distance(q, x, 48, dtype=torch.int32),
         lambda: hamming.hamming_topk(q, x, 20_000, 48)[1],
+        lambda: hamming.hamming_range(q, x, 48, 48)[2],
     ):
         first = call()
         assert first.is_contiguous()
