@@ -168,7 +168,9 @@ def test_training_takes_a_cache_that_its_settings_name(data, tmp_path, capsys):
     config = TrainConfig(dataset="listing", root=str(tmp_path), cache=str(tmp_path / "cache"))
     loaded = load_data(config)
     assert isinstance(loaded.query, CachedImages)
-    assert capsys.readouterr().err.startswith("cache: 9 decoded images take 0.00")
+    size = sum(split.cache.stat().st_size for split in (loaded.query, loaded.database))
+    where = str(tmp_path / "cache")
+    assert capsys.readouterr().err == f"cache: 9 decoded images take {size / 1e6:.3g} MB in {where!r}\n"
     assert loaded.fingerprints == data.fingerprints
     whole = load_data(config.replace(cache_whole=True))
     assert whole.database.whole
