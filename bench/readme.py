@@ -118,10 +118,9 @@ def _training(rows: Mapping[str, Any], demo: Sequence[Mapping[str, Any]]) -> str
     scores = ", ".join(f"{run['map']:.3f}" for run in runs)
     before = [run["map_untrained"] for run in runs]
     took = ", ".join(f"{run['seconds_train']:.0f}" for run in runs)
-    what = (
-        f"demo: {runs[0]['bits']} bits, {runs[0]['steps']} steps, seeds {', '.join(str(run['seed']) for run in runs)}"
-        " (runs of its own, commit not recorded)"
-    )
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    made = f"{runs[0]['date']}, commit {runs[0]['commit'][:10]}"
+    what = f"demo: {runs[0]['bits']} bits, {runs[0]['steps']} steps, seeds {seeds} (runs of its own, {made})"
     lines.append((what, f"{took} s", f"mAP {scores}", f"untrained {min(before):.2f} to {max(before):.2f}"))
     return _table(("what", "measured", "", "against"), lines)
 

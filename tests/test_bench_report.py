@@ -316,3 +316,25 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(report, tmp_path, caps
     (tmp_path / "c/a/run.json").write_text(json.dumps(RUN))
     assert report.main([str(paths[0]), str(tmp_path / "c/a/run.json")]) == 2
     assert "another run has the name a-run" in capsys.readouterr().err
+
+
+def test_runs_of_the_demo_are_recorded_with_their_commit(tmp_path, monkeypatch, capsys):
+    import record_demo
+
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "summary.json").write_text(json.dumps({"seed": seed, "map": 0.9}))
+    result, runs = tmp_path / "cpu-demo.json", [str(tmp_path / str(seed)) for seed in (0, 1)]
+    states = iter(["", "abc123", " M agmh_fast/demo.py", "", "abc123"])
+    monkeypatch.setattr(record_demo, "_git", lambda *_: next(states))
+    assert record_demo.main([str(result), *runs]) == 0
+    kept = json.loads(result.read_text())
+    assert [run["seed"] for run in kept] == [0, 1]
+    assert {run["commit"] for run in kept} == {"abc123"}
+    assert all(len(run["date"]) == len("2026-01-31") for run in kept)
+    result.unlink()
+    assert record_demo.main([str(result), *runs]) == 2
+    assert "the working tree has changes" in capsys.readouterr().err
+    assert record_demo.main([str(result), str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err
+    assert not result.exists()
