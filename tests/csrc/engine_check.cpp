@@ -1,15 +1,21 @@
 // Every function of the engine against a few obvious lines, on many shapes, for each instruction set and several thread
 // counts. Built with the sanitizers by test_engine.py; outputs start as garbage, so an element never written shows.
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <new>
 #include <numeric>
 #include <vector>
 
+#ifdef __GLIBC__
+#include <sched.h>
+#endif
+
 #include "check_cases.h"
 #include "hamming/engine.h"
 #include "hamming/kernels.h"
+#include "hamming/parallel.h"
 #include "hamming/pool.h"
 #include "hamming/sample.h"
 
@@ -341,6 +347,53 @@ void check_pool() {
   CHECK(agmh::take_block(0) != nullptr);
 }
 
+#ifdef __GLIBC__
+cpu_set_t allowed() {
+  cpu_set_t set;
+  CHECK(sched_getaffinity(0, sizeof set, &set) == 0);
+  return set;
+}
+#endif
+
+// Every index once, by threads that may run wherever their maker may, on one processor too; errors come through.
+void check_parallel_for() {
+  const auto run = [] {
+#ifdef __GLIBC__
+    const cpu_set_t mine = allowed();
+#endif
+    for (const int threads : {1, 2, 3, 8}) {
+      std::vector<std::atomic<int>> times(1000);
+      agmh::parallel_for(threads, 1000, [&](int64_t i) {
+        ++times[static_cast<size_t>(i)];
+#ifdef __GLIBC__
+        const cpu_set_t here = allowed();
+        CHECK(CPU_EQUAL(&here, &mine));
+#endif
+      });
+      for (const std::atomic<int>& each : times) CHECK(each == 1);
+      bool caught = false;
+      try {
+        agmh::parallel_for(threads, 1000, [](int64_t i) {
+          if (i == 500) throw std::bad_alloc();
+        });
+      } catch (const std::bad_alloc&) {
+        caught = true;
+      }
+      CHECK(caught);
+    }
+  };
+  run();
+#ifdef __GLIBC__
+  const cpu_set_t before = allowed();
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<size_t>(sched_getcpu()), &one);
+  CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+  run();
+  CHECK(sched_setaffinity(0, sizeof before, &before) == 0);
+#endif
+}
+
 }  // namespace
 
 // With the argument "threads" only what several threads do, which is what the thread sanitizer is slow and good for.
@@ -355,6 +408,7 @@ int main(int argc, char**) {
   check_guesses();
   check_groups();
   check_splits();
+  check_parallel_for();
   if (all) check_pool();
   check_concurrency();
   if (all) check_shortage();
