@@ -1,22 +1,16 @@
 #include "hamming/parallel.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <system_error>
-#include <thread>
 #include <vector>
-
-#ifdef __GLIBC__
-#include <pthread.h>
-#include <sched.h>
-#endif
 
 namespace agmh {
 namespace {
-
-#ifdef __GLIBC__
 
 // Threads that do the same work. They begin on any processor but their maker's: Linux may queue a new thread behind the
 // one that made it, there to wait until that one blocks, while another processor is idle. Once they run they may go
@@ -25,11 +19,13 @@ class Helpers {
  public:
   explicit Helpers(const std::function<void()>& work) : work_(work) {
     pthread_attr_init(&attributes_);
+#ifdef __GLIBC__
     if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) return;
     cpu_set_t others = allowed_;
     const int here = sched_getcpu();
     if (here >= 0 && here < CPU_SETSIZE) CPU_CLR(static_cast<size_t>(here), &others);
     placed_ = CPU_COUNT(&others) > 0 && pthread_attr_setaffinity_np(&attributes_, sizeof others, &others) == 0;
+#endif
   }
   ~Helpers() {
     for (const pthread_t thread : threads_) pthread_join(thread, nullptr);
@@ -48,7 +44,9 @@ class Helpers {
  private:
   static void* run(void* made_by) {
     const Helpers& helpers = *static_cast<const Helpers*>(made_by);
+#ifdef __GLIBC__
     if (helpers.placed_) pthread_setaffinity_np(pthread_self(), sizeof helpers.allowed_, &helpers.allowed_);
+#endif
     helpers.work_();
     return nullptr;
   }
@@ -56,36 +54,11 @@ class Helpers {
   const std::function<void()>& work_;
   std::vector<pthread_t> threads_;
   pthread_attr_t attributes_;
+#ifdef __GLIBC__
   cpu_set_t allowed_;
   bool placed_ = false;
-};
-
-#else
-
-class Helpers {
- public:
-  explicit Helpers(const std::function<void()>& work) : work_(work) {}
-  ~Helpers() {
-    for (std::thread& thread : threads_) thread.join();
-  }
-  Helpers(const Helpers&) = delete;
-  Helpers& operator=(const Helpers&) = delete;
-
-  // Up to `count`, as many as the system gives.
-  void start(int64_t count) {
-    threads_.reserve(static_cast<size_t>(count));
-    try {
-      while (static_cast<int64_t>(threads_.size()) < count) threads_.emplace_back(work_);
-    } catch (const std::system_error&) {
-    }
-  }
-
- private:
-  const std::function<void()>& work_;
-  std::vector<std::thread> threads_;
-};
-
 #endif
+};
 
 }  // namespace
 
